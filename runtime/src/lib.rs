@@ -1,1 +1,27 @@
-//! 
+//! Runs pods: sandboxes, containers, what happens inside them and what becomes of them.
+//!
+//! The way of a container: `ContainerSpec` → OCI runtime spec (pure, `oci`) → launch plan (`plan`)
+//! → one launch message to the keeper, which is the parent of every container and outlives this process.
+//!
+//! Guarantees: nothing of a container appears in the node's mount table; a record is on disk before the
+//! thing it describes exists, so that a crash leaves nothing that nobody knows of; an exit code is never invented.
+//! Assumes: root, a cgroup v2 file system, kernel 5.15.
+//! Caveats: limits whose controller is missing are recorded in `unenforced`, not refused.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod id;
+pub mod options;
+pub mod session;
+pub mod spec;
+pub mod state;
+
+mod api;
+
+pub use api::Runtime;
+pub use error::{ExecError, OpenError, RuntimeError, StartError};
+pub use id::{BadId, ContainerId, SandboxId};
+pub use options::{Capabilities, Options};
+pub use session::{AttachSession, ExecOutput, ExecSession};
+pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
+pub use state::{Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxState, Stats};
