@@ -1,0 +1,26 @@
+//! What CI checks before it runs the tests.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+
+/// Formatting, clippy, tidy and licences; stops at the first that fails.
+pub fn run() -> anyhow::Result<()> {
+    cargo("formatting", &["fmt", "--all", "--check"])?;
+    cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
+    super::tidy()?;
+    // Advisories need a database from the network; `cargo deny check` alone asks for them too.
+    cargo("licences, sources and bans", &["deny", "--log-level", "error", "check", "licenses", "sources", "bans"])
+}
+
+fn cargo(what: &str, args: &[&str]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    println!("ci: {what}");
+    let status = Command::new("cargo").args(args).status().with_context(|| format!("run cargo {}", args[0]))?;
+    if !status.success() {
+        bail!("{what}: `cargo {}` failed", args.join(" "));
+    }
+    println!("ci: {what} took {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
