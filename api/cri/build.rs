@@ -1,6 +1,13 @@
 //! Compiles the CRI protocol with a pure-Rust compiler, so no `protoc` is needed.
+//!
+//! Messages also get serde: the server keeps the configurations it was given in its records, and prints
+//! them in verbose answers. Absent fields read as their protobuf defaults.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(["proto/cri.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    tonic_prost_build::configure()
+        .message_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]")
+        .field_attribute("runtime.v1.KeyValue.value", "#[serde(with = \"crate::text_bytes\")]")
+        .btree_map(".")
+        .compile_fds(files)?;
     Ok(())
 }
