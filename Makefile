@@ -1,0 +1,50 @@
+# `make run` and `make test` do all set-up on a fresh Debian machine. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/out/bin:$(HOME)/.cargo/bin:$(PATH)
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+
+.PHONY: help setup-run setup-test build run test unit scenarios images clients bench lint stop clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+run: setup-run build images ## Build Orlop, start a cluster on this machine, run the example in it, until Ctrl-C
+	@scripts/run.sh "$(TARGET)/release/orlop"
+
+test: setup-test ## Everything that is tested: pure, contract and host tests, then the built binary with real clients
+	@scripts/test.sh
+
+unit: setup-test ## Pure, contract and host tests only
+	@scripts/test.sh unit
+
+scenarios: setup-test ## Only the tests that drive the built binary
+	@scripts/test.sh scenarios
+
+bench: setup-test build images ## Measure start, exec, stop and memory, beside containerd where it is installed
+	@scripts/bench.sh "$(TARGET)/release/orlop"
+
+build: ## Build the release binary
+	cargo build --release --package orlop
+
+images: ## Make the images of the examples and tests from Debian's packages
+	@scripts/images.sh out/images
+
+clients: ## Build kubectl and crictl from their published Go modules, if they are not installed
+	@scripts/clients.sh out/bin
+
+lint: setup-test ## Formatting, clippy, the project's own rules, licences
+	@cargo xtask ci
+
+setup-run:
+	@scripts/setup.sh run
+
+setup-test:
+	@scripts/setup.sh test
+
+stop: ## Stop what an interrupted `make run` left behind
+	@"$(TARGET)/release/orlop" --root out/node stop
+
+clean: ## Remove everything that was built
+	rm -rf out target

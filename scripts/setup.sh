@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Installs what building, running or testing needs and is missing: Debian packages, and Rust by rustup.
+# Usage: setup.sh run|test
+set -euo pipefail
+
+purpose=${1:?say run or test}
+build=(build-essential curl ca-certificates mold)
+# nft for host ports and masquerading; busybox-static becomes the example's image.
+run=(nftables busybox-static)
+test=(git iproute2 jq docker-registry procps util-linux socat)
+
+packages=("${build[@]}" "${run[@]}")
+if [ "$purpose" = test ]; then packages+=("${test[@]}"); fi
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" != 0 ]; then
+    echo "setup: missing Debian packages: ${missing[*]}" >&2
+    echo "setup: run this as root, or: sudo apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  echo "setup: installing ${missing[*]}"
+  log=$(mktemp)
+  export DEBIAN_FRONTEND=noninteractive
+  # A package's service must not start: the tests start what they need themselves.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy
+    trap 'rm -f $policy' EXIT
+  fi
+  if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "setup: apt-get failed; the whole of its output is in $log" >&2
+    exit 1
+  fi
+  rm -f "$log"
+fi
+
+if ! command -v cargo >/dev/null; then
+  echo "setup: installing Rust by rustup"
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy,rustfmt
+fi
