@@ -29,7 +29,7 @@ build: ## Build the release binary
 	cargo build --release --package orlop
 
 images: ## Make the images of the examples and tests from Debian's packages
-	@scripts/images.sh out/images
+	@tests/images/build.sh out/images
 
 clients: ## Build kubectl and crictl from their published Go modules, if they are not installed
 	@scripts/clients.sh out/bin

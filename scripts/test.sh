@@ -16,7 +16,7 @@ if [ "$what" != scenarios ]; then
 fi
 if [ "$what" != unit ]; then
   scripts/clients.sh out/bin
-  scripts/images.sh out/images
+  tests/images/build.sh out/images
   cargo build --package orlop
   ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" \
   ORLOP_TEST_IMAGES="$PWD/out/images" \
