@@ -1,0 +1,3 @@
+//! The keeper program.
+
+fn main() {}
