@@ -7,11 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, pin_mut};
+use futures::{Stream, StreamExt, pin_mut};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource, ResourceExt};
 use parking_lot::RwLock;
@@ -45,15 +44,37 @@ impl<K> Clone for Cache<K> {
 impl<K> Cache<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-    K::DynamicType: Default + Eq + Hash + Clone,
+    K::DynamicType: Default,
 {
     /// Starts to watch what `api` and `config` select, until `shutdown`.
     pub fn start(api: Api<K>, config: watcher::Config, shutdown: CancellationToken) -> Cache<K> {
+        let kind = K::kind(&K::DynamicType::default()).into_owned();
+        Cache::follow(watcher(api, config), kind, shutdown)
+    }
+}
+
+impl<K> Cache<K>
+where
+    K: Resource + Clone + Debug + Send + Sync + 'static,
+{
+    /// The same for a kind that is known only at run time; `kind` names it in messages.
+    pub fn start_named(api: Api<K>, kind: String, shutdown: CancellationToken) -> Cache<K>
+    where
+        K: DeserializeOwned,
+    {
+        Cache::follow(watcher(api, watcher::Config::default()), kind, shutdown)
+    }
+
+    fn follow(
+        events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+        kind: String,
+        shutdown: CancellationToken,
+    ) -> Cache<K> {
         let shared = Arc::new(Shared { objects: RwLock::default(), version: watch::Sender::new(0) });
         let cache = Cache { shared: Arc::clone(&shared) };
         tokio::spawn(async move {
             // Cancel-safe: nothing is written half.
-            let _ended = shutdown.run_until_cancelled(follow(api, config, shared)).await;
+            let _ended = shutdown.run_until_cancelled(follow(events, kind, shared)).await;
         });
         cache
     }
@@ -97,15 +118,13 @@ impl<K> Shared<K> {
     }
 }
 
-async fn follow<K>(api: Api<K>, config: watcher::Config, shared: Arc<Shared<K>>)
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    K::DynamicType: Default + Eq + Hash + Clone,
-{
-    let kind = K::kind(&K::DynamicType::default()).into_owned();
+async fn follow<K: Resource>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+    kind: String,
+    shared: Arc<Shared<K>>,
+) {
     let mut patience = Patience::new(Duration::from_millis(100), Duration::from_secs(10));
     let mut listed: HashMap<Key, Arc<K>> = HashMap::new();
-    let events = watcher(api, config);
     pin_mut!(events);
     while let Some(event) = events.next().await {
         match event {
