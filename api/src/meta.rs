@@ -153,6 +153,21 @@ pub fn remove_finalizer(object: &mut Value, finalizer: &str) -> bool {
     removed
 }
 
+/// A time as metadata has it: UTC, whole seconds, `2006-01-02T15:04:05Z`.
+pub fn time(t: jiff::Timestamp) -> String {
+    t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A time with microseconds, as leases and events have it: `2006-01-02T15:04:05.000000Z`.
+pub fn micro_time(t: jiff::Timestamp) -> String {
+    t.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
+/// `metadata.creationTimestamp`.
+pub fn created(object: &Value) -> Option<jiff::Timestamp> {
+    str_at(object, &["metadata", "creationTimestamp"]).parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
