@@ -43,9 +43,6 @@ pub enum OpenError {
         /// What stands there.
         found: String,
     },
-    /// The ruleset could not be written.
-    #[error("write the nftables ruleset")]
-    Nft(#[source] crate::nft::NftError),
 }
 
 /// Why a pod was not connected. Nothing of it is left then, unless the message says so.
@@ -131,6 +128,9 @@ pub enum AddError {
         /// Why it failed.
         source: crate::cni::CniError,
     },
+    /// The bridge could not be made.
+    #[error("prepare the node's bridge")]
+    Open(#[source] Box<OpenError>),
     /// The network is being closed.
     #[error("the pod network is closed")]
     Closed,

@@ -19,11 +19,31 @@ pub use model::{
     Config, InterfaceStats, InvalidPort, Mode, NetworkStatus, PodInfo, PodIps, PortMapping, Protocol,
 };
 
-mod netns;
-
 mod error;
 pub use error::{AddError, OpenError, StatsError, TeardownError, TeardownErrors};
 
-pub mod cni;
 pub mod files;
 pub mod nft;
+
+mod state;
+
+mod lease;
+
+mod hostport;
+
+mod wire;
+
+mod reaper;
+
+mod rules;
+
+mod cni;
+pub use cni::CniError;
+
+mod link;
+
+mod netlink;
+
+mod netns;
+
+mod locks;

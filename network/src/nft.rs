@@ -100,9 +100,14 @@ pub fn differ(left: Expr, right: Expr) -> Expr {
     json!({ "match": { "op": "!=", "left": left, "right": right } })
 }
 
-/// The statement that takes the packet's verdict from a map, for example `dnat ip to ... map @ports`.
-pub fn dnat(family: &str, to: Expr) -> Expr {
-    json!({ "dnat": { "family": family, "addr": to } })
+/// The statement that sends the packet to another address, and port where one is given. `family` is
+/// `ip` or `ip6`.
+pub fn dnat(family: &str, address: Expr, port: Option<Expr>) -> Expr {
+    let mut dnat = json!({ "family": family, "addr": address });
+    if let Some(port) = port {
+        dnat["port"] = port;
+    }
+    json!({ "dnat": dnat })
 }
 
 /// The statement `jump chain`.
@@ -115,9 +120,9 @@ pub fn drop() -> Expr {
     json!({ "drop": null })
 }
 
-/// The statement `masquerade`.
+/// The statement `masquerade`, with source ports that nobody can guess or collide on.
 pub fn masquerade() -> Expr {
-    json!({ "masquerade": null })
+    json!({ "masquerade": { "flags": "fully-random" } })
 }
 
 /// Where a chain is called by the kernel.
@@ -194,10 +199,11 @@ impl Batch {
         self.command("add", "set", set)
     }
 
-    /// Makes a map from keys of these types to values of those.
-    pub fn add_map(&mut self, name: &str, key: &[&str], value: &[&str]) -> &mut Batch {
+    /// Makes a map from keys of these types to values of that one (`verdict` makes a verdict map). Values cannot
+    /// be concatenations: nft before 1.0.7 does not read those as JSON.
+    pub fn add_map(&mut self, name: &str, key: &[&str], value: &str) -> &mut Batch {
         let map = json!({
-            "family": "inet", "table": self.table, "name": name, "type": types(key), "map": types(value),
+            "family": "inet", "table": self.table, "name": name, "type": types(key), "map": value,
         });
         self.command("add", "map", map)
     }
