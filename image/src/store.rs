@@ -1,0 +1,486 @@
+//! The store: images, layers and leases on disk.
+//!
+//! Guarantees: what `get` and `list` show is complete and durable; a crash or power cut at any moment
+//! leaves either the old or the new state, and `open` removes the rest. A leased layer is never removed.
+//! Assumes: nobody else writes below the store's directory while the lock is held.
+//! Caveat: trees are deleted in the background; `remove` returns once they are out of the way.
+
+mod commit;
+mod load;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fd::OwnedFd;
+use tracing::warn;
+
+use crate::digest::Digest;
+use crate::image::{Image, Lease, Removed, Rootfs, Usage};
+use crate::layers::Flights;
+use crate::layout::Layout;
+use crate::limits::Limits;
+use crate::registry::{Registries, RegistryConfig};
+use crate::state::{ImageRecord, LeaseRecord, Named, State};
+
+pub use commit::CommitError;
+pub(crate) use commit::NewImage;
+
+/// The image store. Cheap to clone; all clones are one store.
+#[derive(Clone)]
+pub struct Store(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) layout: Layout,
+    pub(crate) limits: Limits,
+    /// Short sections only; never held while waiting or writing.
+    pub(crate) state: Mutex<State>,
+    /// One writer of images at a time.
+    pub(crate) writing: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) flights: Flights,
+    pub(crate) registries: Registries,
+    damaged: Vec<Damaged>,
+    _lock: OwnedFd,
+}
+
+/// Settings of a store.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bounds on what images may demand.
+    pub limits: Limits,
+    /// Layers downloaded and unpacked at the same time, for all pulls together.
+    pub parallel: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { limits: Limits::default(), parallel: 4 }
+    }
+}
+
+/// Something on disk that could not be read back when the store was opened. It was skipped.
+#[derive(Debug, Clone)]
+pub struct Damaged {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A directory of the store cannot be made.
+    #[error("create image directory {path}")]
+    Create {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The lock file cannot be opened.
+    #[error("open lock file {path}")]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Another process has the store open.
+    #[error("image store {path} is in use by another process; stop it, or ask it over its CRI socket")]
+    Busy {
+        /// The store's directory.
+        path: PathBuf,
+    },
+    /// A directory of the store cannot be read.
+    #[error("read image directory {path}")]
+    Read {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The registry client cannot be set up.
+    #[error("set up the registry client")]
+    Registry(#[source] crate::registry::ConfigError),
+}
+
+/// Why an image was not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// No such image.
+    #[error("image `{0}` not found")]
+    NotFound(String),
+    /// Containers use it.
+    #[error("image `{name}` is in use by {}; remove them first", owners.join(", "))]
+    InUse {
+        /// How it was named.
+        name: String,
+        /// Who holds leases on it.
+        owners: Vec<String>,
+    },
+    /// The record cannot be changed.
+    #[error("update the record of image {id}")]
+    Write {
+        /// The image's id.
+        id: Digest,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// Why no lease was given.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// No such image.
+    #[error("image {0} not found")]
+    NotFound(Digest),
+    /// The owner's name cannot be a file name.
+    #[error("lease owner `{0}` is malformed; expected up to 128 letters, digits, `-`, `_` and `.`")]
+    Owner(String),
+    /// The lease cannot be recorded.
+    #[error("record the lease of {owner}")]
+    Write {
+        /// The owner.
+        owner: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl Store {
+    /// Opens the store in `data`, making it if there is none, and removes what a crash left behind.
+    pub fn open(data: PathBuf, registries: RegistryConfig) -> Result<Store, OpenError> {
+        Store::open_with(data, registries, Options::default())
+    }
+
+    /// Opens the store with settings of its own.
+    pub fn open_with(
+        data: PathBuf,
+        registries: RegistryConfig,
+        options: Options,
+    ) -> Result<Store, OpenError> {
+        let layout = Layout::create(data).map_err(|(path, source)| OpenError::Create { path, source })?;
+        let lock = load::lock(&layout)?;
+        let loaded = load::load(&layout, &options.limits)?;
+        for Damaged { path, reason } in &loaded.damaged {
+            warn!(path = %path.display(), reason, "skip a damaged entry of the image store");
+        }
+        let registries = Registries::new(registries).map_err(OpenError::Registry)?;
+        let store = Store(Arc::new(Inner {
+            layout,
+            flights: Flights::new(options.parallel),
+            limits: options.limits,
+            state: Mutex::new(loaded.state),
+            writing: Arc::default(),
+            registries,
+            damaged: loaded.damaged,
+            _lock: lock,
+        }));
+        store.discard(loaded.trash);
+        store.collect_layers();
+        Ok(store)
+    }
+
+    /// What `open` could not read back and skipped.
+    pub fn damaged(&self) -> &[Damaged] {
+        &self.0.damaged
+    }
+
+    /// Finds an image by tag, repository digest, id, or the start of its id.
+    pub fn get(&self, name_or_id: &str) -> Option<Image> {
+        let state = self.0.state.lock();
+        let (id, _) = state.find(name_or_id)?;
+        state.image(&id)
+    }
+
+    /// All images, by id.
+    pub fn list(&self) -> Vec<Image> {
+        let state = self.0.state.lock();
+        state.images.keys().filter_map(|id| state.image(id)).collect()
+    }
+
+    /// The configuration of an image, byte by byte as its author wrote it.
+    pub fn raw_config(&self, id: &Digest) -> io::Result<Vec<u8>> {
+        fs::read(self.0.layout.blob(id))
+    }
+
+    /// The manifest of an image, byte by byte.
+    pub fn raw_manifest(&self, image: &Image) -> io::Result<Vec<u8>> {
+        fs::read(self.0.layout.blob(&image.manifest))
+    }
+
+    /// Removes a name, and the image with its last tag; or, by id, the image with all its names.
+    ///
+    /// An image in use loses the name but keeps its layers until its last lease is released; by id it is
+    /// refused.
+    pub async fn remove(&self, name_or_id: &str) -> Result<Removed, RemoveError> {
+        let _writing = self.0.writing.lock().await;
+        self.remove_locked(name_or_id)
+    }
+
+    fn remove_locked(&self, name: &str) -> Result<Removed, RemoveError> {
+        let (mut record, named, owners) = {
+            let state = self.0.state.lock();
+            let (id, named) = state.find(name).ok_or_else(|| RemoveError::NotFound(name.to_owned()))?;
+            (state.images[&id].record.clone(), named, state.owners(&id))
+        };
+        let mut untagged = Vec::new();
+        match &named {
+            Named::Tag(tag) => {
+                record.tags.remove(tag);
+                untagged.push(tag.clone());
+            }
+            Named::Digest(digest) => {
+                record.digests.remove(digest);
+                untagged.push(digest.clone());
+            }
+            Named::Id if !owners.is_empty() => {
+                return Err(RemoveError::InUse { name: name.to_owned(), owners });
+            }
+            Named::Id => {
+                untagged.extend(record.tags.iter().chain(&record.digests).cloned());
+            }
+        }
+        let keep = match named {
+            Named::Tag(_) => !record.tags.is_empty(),
+            Named::Digest(_) => !record.tags.is_empty() || !record.digests.is_empty(),
+            Named::Id => false,
+        };
+        if keep || !owners.is_empty() {
+            record.doomed = !keep;
+            self.rewrite(record)?;
+            return Ok(Removed { untagged, ..Removed::default() });
+        }
+        let bytes = self.delete(&record.id)?;
+        Ok(Removed { untagged, deleted: vec![record.id], bytes })
+    }
+
+    /// Marks an image as never to be pruned, or takes the mark away.
+    pub async fn pin(&self, name_or_id: &str, pinned: bool) -> Result<(), RemoveError> {
+        let _writing = self.0.writing.lock().await;
+        let mut record = {
+            let state = self.0.state.lock();
+            let (id, _) =
+                state.find(name_or_id).ok_or_else(|| RemoveError::NotFound(name_or_id.to_owned()))?;
+            state.images[&id].record.clone()
+        };
+        record.pinned = pinned;
+        self.rewrite(record)
+    }
+
+    /// Writes a changed record, then shows it.
+    fn rewrite(&self, record: ImageRecord) -> Result<(), RemoveError> {
+        let bytes = serde_json::to_vec(&record).expect("a record is plain data");
+        self.0
+            .layout
+            .write_durably(&self.0.layout.image(&record.id), &bytes)
+            .map_err(|source| RemoveError::Write { id: record.id.clone(), source })?;
+        let mut state = self.0.state.lock();
+        if let Some(entry) = state.images.get_mut(&record.id) {
+            entry.record = record;
+        }
+        Ok(())
+    }
+
+    /// Deletes an image and what only it needed. Returns the bytes freed. A lease taken meanwhile keeps
+    /// the layers.
+    fn delete(&self, id: &Digest) -> Result<u64, RemoveError> {
+        let path = self.0.layout.image(id);
+        let removed = remove_file(&path).and_then(|()| crate::layout::sync_dir(&self.0.layout.images()));
+        removed.map_err(|source| RemoveError::Write { id: id.clone(), source })?;
+        let (orphans, config_bytes) = {
+            let mut state = self.0.state.lock();
+            let Some(entry) = state.images.remove(id) else { return Ok(0) };
+            let needed = state.needed_blobs();
+            let record = entry.record;
+            let orphans: Vec<Digest> =
+                [record.id, record.manifest].into_iter().filter(|d| !needed.contains(d)).collect();
+            (orphans, record.config_bytes)
+        };
+        for blob in orphans {
+            // A blob that stays behind is removed at the next start.
+            let _ = remove_file(&self.0.layout.blob(&blob));
+        }
+        Ok(self.collect_layers() + config_bytes)
+    }
+
+    /// Takes the layers that nobody needs out of the store. Returns their bytes.
+    fn collect_layers(&self) -> u64 {
+        let unused: Vec<_> = {
+            let mut state = self.0.state.lock();
+            state.unused_layers().iter().filter_map(|digest| state.layers.remove(digest)).collect()
+        };
+        let mut trash = Vec::new();
+        let mut bytes = 0;
+        for layer in unused {
+            let target = self.0.layout.temporary();
+            match fs::rename(self.0.layout.layer(layer.number), &target) {
+                Ok(()) => {
+                    bytes += layer.record.bytes;
+                    trash.push(target);
+                }
+                Err(err) => warn!(layer = layer.number, %err, "cannot move an unused layer away"),
+            }
+        }
+        self.discard(trash);
+        bytes
+    }
+
+    /// Deletes trees on a thread of its own.
+    pub(crate) fn discard(&self, trash: Vec<PathBuf>) {
+        if trash.is_empty() {
+            return;
+        }
+        let sweep = move || trash.iter().for_each(|path| remove_tree(path));
+        if let Err(err) = std::thread::Builder::new().name("image-sweep".into()).spawn(sweep) {
+            warn!(%err, "cannot start a thread to delete unused layers; they go at the next start");
+        }
+    }
+
+    /// Makes `owner` hold the image's layers until `release`, and says where they are. An owner may hold
+    /// several images; asking again is harmless.
+    pub fn lease(&self, id: &Digest, owner: &str) -> Result<Rootfs, LeaseError> {
+        if !is_owner(owner) {
+            return Err(LeaseError::Owner(owner.to_owned()));
+        }
+        let (lease, lower) = {
+            let mut state = self.0.state.lock();
+            let entry = state.images.get(id).ok_or_else(|| LeaseError::NotFound(id.clone()))?;
+            let layers: Vec<Digest> = entry.record.all_layers().cloned().collect();
+            let lower = self.lower(&state, &layers);
+            let lease = state.leases.entry(owner.to_owned()).or_default();
+            lease.images.insert(id.clone(), layers);
+            (lease.clone(), lower)
+        };
+        let bytes = serde_json::to_vec(&lease).expect("a lease is plain data");
+        if let Err(source) = self.0.layout.write(&self.0.layout.lease(owner), &bytes) {
+            let mut state = self.0.state.lock();
+            if let Some(lease) = state.leases.get_mut(owner) {
+                lease.images.remove(id);
+            }
+            return Err(LeaseError::Write { owner: owner.to_owned(), source });
+        }
+        Ok(Rootfs { lower })
+    }
+
+    /// Directories of the layers, topmost first; an empty directory if there are none.
+    fn lower(&self, state: &State, layers: &[Digest]) -> Vec<PathBuf> {
+        let mut lower: Vec<PathBuf> = layers
+            .iter()
+            .rev()
+            .filter_map(|digest| state.layers.get(digest))
+            .map(|layer| self.0.layout.tree(layer.number))
+            .collect();
+        if lower.is_empty() {
+            lower.push(self.0.layout.tree(load::EMPTY_LAYER));
+        }
+        lower
+    }
+
+    /// Gives up all that `owner` holds. Harmless if it holds nothing.
+    pub fn release(&self, owner: &str) {
+        let doomed = {
+            let mut state = self.0.state.lock();
+            let Some(lease) = state.leases.remove(owner) else { return };
+            let doomed = |id: &&Digest| {
+                state.images.get(*id).is_some_and(|e| e.record.doomed) && state.owners(id).is_empty()
+            };
+            lease.images.keys().filter(doomed).cloned().collect::<Vec<_>>()
+        };
+        if let Err(err) = remove_file(&self.0.layout.lease(owner)) {
+            warn!(owner, %err, "cannot remove a lease's record");
+        }
+        for id in doomed {
+            if let Err(err) = self.delete(&id) {
+                warn!(%id, %err, "cannot remove an image after its last use");
+            }
+        }
+        self.collect_layers();
+    }
+
+    /// Who holds what: for reconciling after a restart.
+    pub fn leases(&self) -> Vec<Lease> {
+        let state = self.0.state.lock();
+        let each = |(owner, lease): (&String, &LeaseRecord)| {
+            let owner = owner.clone();
+            let images: Vec<Digest> = lease.images.keys().cloned().collect();
+            images.into_iter().map(move |image| Lease { owner: owner.clone(), image })
+        };
+        state.leases.iter().flat_map(each).collect()
+    }
+
+    /// What the store takes of the disk, from its records.
+    pub fn usage(&self) -> Usage {
+        let state = self.0.state.lock();
+        let layers = state.layers.values().map(|l| &l.record);
+        let (bytes, inodes) = layers.fold((0, 0), |(b, i), r| (b + r.bytes, i + r.inodes));
+        let configs: u64 = state.images.values().map(|e| e.record.config_bytes).sum();
+        Usage { bytes: bytes + configs, inodes, mountpoint: self.0.layout.root().to_owned() }
+    }
+
+    /// Removes images that nobody holds and that have no tag; with `all`, also those with tags. Pinned
+    /// images stay. Interrupted downloads that no pull works on go, too.
+    pub async fn prune(&self, all: bool) -> Result<Removed, RemoveError> {
+        let _writing = self.0.writing.lock().await;
+        let ids = self.0.state.lock().prunable(all);
+        let mut removed = Removed::default();
+        for id in ids {
+            let one = self.remove_locked(id.as_str())?;
+            removed.untagged.extend(one.untagged);
+            removed.deleted.extend(one.deleted);
+            removed.bytes += one.bytes;
+        }
+        removed.bytes += self.collect_layers() + self.prune_partials();
+        Ok(removed)
+    }
+
+    fn prune_partials(&self) -> u64 {
+        let Ok(entries) = fs::read_dir(self.0.layout.partials()) else { return 0 };
+        let mut bytes = 0;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let busy = name
+                .to_str()
+                .and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok())
+                .is_some_and(|digest| self.0.flights.is_active(&digest));
+            if !busy {
+                let size = entry.metadata().map_or(0, |m| m.len());
+                bytes += fs::remove_file(entry.path()).map_or(0, |()| size);
+            }
+        }
+        bytes
+    }
+}
+
+/// Removes a file; one that is gone already is fine.
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes a file or a tree, and says so if it cannot.
+pub(crate) fn remove_tree(path: &Path) {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(err) => Err(err),
+    };
+    match removed {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            warn!(path = %path.display(), %err, "cannot delete; it goes at the next start");
+        }
+        _ => (),
+    }
+}
+
+/// Owners name files.
+fn is_owner(owner: &str) -> bool {
+    (1..=128).contains(&owner.len())
+        && !owner.starts_with('.')
+        && owner.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}

@@ -1,0 +1,200 @@
+//! Unpacks one layer: a stream of bytes in, a directory tree for overlayfs out.
+//!
+//! Guarantees: nothing outside the tree is read or written, whatever the archive says; memory is bounded,
+//! whatever the layer's size; a layer whose diff id is wrong is an error.
+//! Assumes: nobody else touches the tree meanwhile, and we are root.
+//! Caveat: on an error the tree is left half-done; the caller removes it.
+
+mod archive;
+mod sparse;
+mod stream;
+mod tree;
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use crate::digest::{Digest, Hasher};
+use crate::limits::Limits;
+use crate::state::LayerRecord;
+
+/// Why a layer cannot be unpacked. Entries are named as the archive names them.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The stream broke off, or its compression is corrupt.
+    #[error("read layer: truncated or corrupt")]
+    Read(#[source] io::Error),
+    /// The archive's structure is wrong, or could be read in two ways.
+    #[error("layer entry `{entry}`: malformed archive: {reason}")]
+    Malformed {
+        /// The entry, or where in the stream.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A name with `..`.
+    #[error("layer entry `{entry}`: refused, its name has `..`")]
+    Traversal {
+        /// The entry.
+        entry: String,
+    },
+    /// A name that starts with a slash.
+    #[error("layer entry `{entry}`: refused, its name is absolute")]
+    Absolute {
+        /// The entry.
+        entry: String,
+    },
+    /// A symbolic link on the way to the entry, or to a hard link's target, leads out of the layer.
+    #[error("layer entry `{entry}`: refused, `{path}` goes through a symbolic link that leaves the layer")]
+    Escape {
+        /// The entry.
+        entry: String,
+        /// The path that was followed.
+        path: String,
+    },
+    /// A hard link to something that the layer does not have.
+    #[error(
+        "layer entry `{entry}`: refused, its hard link target `{target}` is not a file of the same layer"
+    )]
+    HardLink {
+        /// The entry.
+        entry: String,
+        /// The link's target.
+        target: String,
+    },
+    /// A bound on what a layer may demand was exceeded.
+    #[error("layer entry `{entry}`: refused, {what} exceeds the limit of {limit}")]
+    Limit {
+        /// The entry.
+        entry: String,
+        /// What there is too much of.
+        what: &'static str,
+        /// The bound.
+        limit: u64,
+    },
+    /// The disk is full.
+    #[error("no space left on the image disk while unpacking `{entry}`; free some, or remove images")]
+    NoSpace {
+        /// The entry.
+        entry: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Another system call failed.
+    #[error("{step} of layer entry `{entry}`")]
+    Write {
+        /// What we tried.
+        step: &'static str,
+        /// The entry.
+        entry: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The content is not what the configuration promises.
+    #[error("layer unpacks to diff id {actual}, but the image's configuration says {expected}")]
+    DiffId {
+        /// From the configuration.
+        expected: Digest,
+        /// From the content.
+        actual: Digest,
+    },
+}
+
+impl UnpackError {
+    /// Whether a stream that was damaged on its way could cause this.
+    pub(crate) fn may_be_damage(&self) -> bool {
+        matches!(self, UnpackError::Read(_) | UnpackError::Malformed { .. } | UnpackError::DiffId { .. })
+    }
+
+    fn write(step: &'static str, entry: &[u8], source: io::Error) -> UnpackError {
+        let entry = show(entry);
+        match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
+                UnpackError::NoSpace { entry, source }
+            }
+            _ => UnpackError::Write { step, entry, source },
+        }
+    }
+
+    fn malformed(entry: &[u8], reason: impl Into<String>) -> UnpackError {
+        UnpackError::Malformed { entry: show(entry), reason: reason.into() }
+    }
+}
+
+/// An entry's name for a message: bounded, and without control characters.
+fn show(name: &[u8]) -> String {
+    let text: String = String::from_utf8_lossy(name).chars().flat_map(char::escape_debug).take(300).collect();
+    text.replace("\\'", "'").replace("\\\"", "\"")
+}
+
+/// Unpacks a layer into `staging/d` and writes its record to `staging/meta`. `layer` is the layer as
+/// stored, compressed or not; `compressed` is its size in bytes. With a diff id, it is verified.
+pub(crate) fn unpack(
+    layer: impl Read,
+    compressed: u64,
+    staging: &Path,
+    diff_id: Option<&Digest>,
+    limits: &Limits,
+) -> Result<LayerRecord, UnpackError> {
+    let root = staging.join("d");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&root)
+        .map_err(|err| UnpackError::write("create the directory", b".", err))?;
+    let stream = stream::decompress(layer)?;
+    let mut stream = stream::Counted::new(stream, limits.unpacked(compressed));
+    let mut tree = tree::Tree::open(&root, limits)?;
+    {
+        let mut archive = archive::Archive::new(&mut stream, limits);
+        while let Some(entry) = archive.next()? {
+            tree.add(&entry, &mut archive)?;
+        }
+    }
+    // What follows the archive's end belongs to the diff id, too.
+    stream.drain()?;
+    let actual = stream.finish();
+    if let Some(expected) = diff_id
+        && *expected != actual
+    {
+        return Err(UnpackError::DiffId { expected: expected.clone(), actual });
+    }
+    let record = tree.finish(actual)?;
+    write_record(staging, &record)?;
+    Ok(record)
+}
+
+/// Writes the record of a layer beside its tree; it becomes durable with the tree.
+pub(crate) fn write_record(staging: &Path, record: &LayerRecord) -> Result<(), UnpackError> {
+    let bytes = serde_json::to_vec(record).expect("a record is plain data");
+    fs::write(staging.join("meta"), bytes).map_err(|err| UnpackError::write("write the record", b".", err))
+}
+
+/// Hashes what is read through it.
+pub(crate) struct HashingReader<R> {
+    inner: R,
+    hasher: Hasher,
+    bytes: u64,
+}
+
+impl<R: Read> HashingReader<R> {
+    pub(crate) fn new(inner: R) -> HashingReader<R> {
+        HashingReader { inner, hasher: Hasher::default(), bytes: 0 }
+    }
+
+    /// Reads what is left, then gives digest and size.
+    pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok((self.hasher.finish(), self.bytes))
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.hasher.update(&buf[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+}
