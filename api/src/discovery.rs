@@ -145,9 +145,10 @@ fn aggregated_row(row: &'static Resource) -> Value {
         out["categories"] = json!(row.categories);
     }
     if !row.subresources.is_empty() {
-        let list = row.subresources.iter().map(|s| {
-            json!({"subresource": s.name, "responseKind": kind(s.speaks), "verbs": s.verbs})
-        });
+        let list = row
+            .subresources
+            .iter()
+            .map(|s| json!({"subresource": s.name, "responseKind": kind(s.speaks), "verbs": s.verbs}));
         out["subresources"] = list.collect();
     }
     out
@@ -162,15 +163,21 @@ mod tests {
         let core = aggregated_core();
         let plain = api_resources("", "v1").expect("core");
         let names = |v: &Value, key: &str| {
-            v.as_array().expect("list").iter().filter_map(|r| r[key].as_str().map(str::to_owned)).collect::<Vec<_>>()
+            v.as_array()
+                .expect("list")
+                .iter()
+                .filter_map(|r| r[key].as_str().map(str::to_owned))
+                .collect::<Vec<_>>()
         };
         let aggregated = names(&core["items"][0]["versions"][0]["resources"], "resource");
-        let listed: Vec<String> = names(&plain["resources"], "name").into_iter().filter(|n| !n.contains('/')).collect();
+        let listed: Vec<String> =
+            names(&plain["resources"], "name").into_iter().filter(|n| !n.contains('/')).collect();
         assert_eq!(aggregated, listed);
         assert!(core["items"][0]["metadata"].get("name").is_none());
         assert_eq!(api_groups()["groups"][0]["preferredVersion"]["groupVersion"], "apps/v1");
         let apps = api_resources("apps", "v1").expect("apps");
-        let scale = apps["resources"].as_array().expect("list").iter().find(|r| r["name"] == "deployments/scale");
+        let scale =
+            apps["resources"].as_array().expect("list").iter().find(|r| r["name"] == "deployments/scale");
         assert_eq!(scale.expect("scale")["group"], "autoscaling");
         assert!(api_group("batch").is_none() && api_resources("batch", "v1").is_none());
         assert_eq!(aggregated_groups()["items"].as_array().expect("list").len(), groups().len());

@@ -134,7 +134,11 @@ pub fn port_name(text: &str) -> Complaints {
 
 /// A port's number.
 pub fn port_number(port: i64) -> Complaints {
-    if (1..=65535).contains(&port) { Vec::new() } else { vec!["must be between 1 and 65535, inclusive".to_owned()] }
+    if (1..=65535).contains(&port) {
+        Vec::new()
+    } else {
+        vec!["must be between 1 and 65535, inclusive".to_owned()]
+    }
 }
 
 /// A variable's name: any printable ASCII but `=`.
@@ -155,7 +159,8 @@ pub fn config_key(text: &str) -> Complaints {
     if text.len() > 253 {
         out.push(too_long(253));
     }
-    if text.is_empty() || !text.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.')) {
+    if text.is_empty() || !text.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+    {
         out.push(CONFIG_KEY.to_owned());
     }
     if text == "." {
@@ -182,7 +187,11 @@ pub fn path_segment(text: &str) -> Complaints {
     match text {
         "." => vec!["may not be '.'".to_owned()],
         ".." => vec!["may not be '..'".to_owned()],
-        _ => ['/', '%'].iter().filter(|c| text.contains(**c)).map(|c| format!("may not contain '{c}'")).collect(),
+        _ => ['/', '%']
+            .iter()
+            .filter(|c| text.contains(**c))
+            .map(|c| format!("may not contain '{c}'"))
+            .collect(),
     }
 }
 

@@ -295,10 +295,7 @@ const ROWS: &[Resource] = &[
         singular: "deployment",
         short_names: &["deploy"],
         categories: &["all"],
-        subresources: &[
-            sub("scale", SCALE, RW),
-            sub("status", gvk("apps", "v1", "Deployment"), RW),
-        ],
+        subresources: &[sub("scale", SCALE, RW), sub("status", gvk("apps", "v1", "Deployment"), RW)],
         storage: "deployments",
         schema: "io.k8s.api.apps.v1.Deployment",
         generation: true,
@@ -312,10 +309,7 @@ const ROWS: &[Resource] = &[
         singular: "replicaset",
         short_names: &["rs"],
         categories: &["all"],
-        subresources: &[
-            sub("scale", SCALE, RW),
-            sub("status", gvk("apps", "v1", "ReplicaSet"), RW),
-        ],
+        subresources: &[sub("scale", SCALE, RW), sub("status", gvk("apps", "v1", "ReplicaSet"), RW)],
         storage: "replicasets",
         schema: "io.k8s.api.apps.v1.ReplicaSet",
         generation: true,

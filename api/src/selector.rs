@@ -86,14 +86,16 @@ impl LabelSelector {
 
     /// Whether the labels (an object of strings, or null) fulfil every requirement.
     pub fn matches(&self, labels: &Value) -> bool {
-        !self.nothing
-            && self.requirements.iter().all(|r| r.holds(labels.get(&r.key).and_then(Value::as_str)))
+        !self.nothing && self.requirements.iter().all(|r| r.holds(labels.get(&r.key).and_then(Value::as_str)))
     }
 
     /// The same for the typed labels of k8s-openapi.
     pub fn matches_map(&self, labels: Option<&std::collections::BTreeMap<String, String>>) -> bool {
         !self.nothing
-            && self.requirements.iter().all(|r| r.holds(labels.and_then(|l| l.get(&r.key)).map(String::as_str)))
+            && self
+                .requirements
+                .iter()
+                .all(|r| r.holds(labels.and_then(|l| l.get(&r.key)).map(String::as_str)))
     }
 
     /// Whether it matches everything.
@@ -119,9 +121,15 @@ fn expression(e: &Value) -> Result<Requirement, Failure> {
         "NotIn" => Op::NotIn(values),
         "Exists" => Op::Exists,
         "DoesNotExist" => Op::Absent,
-        "Gt" => Op::Greater(number().ok_or_else(|| bad("for 'Gt', 'Lt' operators, the value must be an integer"))?),
-        "Lt" => Op::Less(number().ok_or_else(|| bad("for 'Gt', 'Lt' operators, the value must be an integer"))?),
-        other => return Err(Failure::bad_request(format!("{other:?} is not a valid label selector operator"))),
+        "Gt" => Op::Greater(
+            number().ok_or_else(|| bad("for 'Gt', 'Lt' operators, the value must be an integer"))?,
+        ),
+        "Lt" => {
+            Op::Less(number().ok_or_else(|| bad("for 'Gt', 'Lt' operators, the value must be an integer"))?)
+        }
+        other => {
+            return Err(Failure::bad_request(format!("{other:?} is not a valid label selector operator")));
+        }
     };
     Ok(Requirement { key, op })
 }
@@ -313,7 +321,8 @@ impl FieldSelector {
             };
             let value = unescape(rest.strip_prefix('=').unwrap_or(rest));
             let field = field.trim();
-            let known = matches!(field, "metadata.name" | "metadata.namespace") || supported(row).contains(&field);
+            let known =
+                matches!(field, "metadata.name" | "metadata.namespace") || supported(row).contains(&field);
             if !known {
                 return Err(Failure::bad_request(format!(
                     "Unable to find {:?} that match label selector \"\", field selector {text:?}: field label not supported: {field}",
@@ -429,9 +438,21 @@ mod tests {
     fn label_grammar() {
         let l = || json!({"app": "web", "tier": "front", "n": "5"});
         for (s, e) in [
-            ("", true), ("app=web", true), ("app==web", true), ("app!=web", false), ("x!=y", true),
-            ("app in (web, db),tier", true), ("app notin (web)", false), ("x notin (web)", true), ("!x", true),
-            ("! app", false), ("n>4,n<6", true), ("n > 5", false), ("app", true), ("app=", false), (" app = web ", true),
+            ("", true),
+            ("app=web", true),
+            ("app==web", true),
+            ("app!=web", false),
+            ("x!=y", true),
+            ("app in (web, db),tier", true),
+            ("app notin (web)", false),
+            ("x notin (web)", true),
+            ("!x", true),
+            ("! app", false),
+            ("n>4,n<6", true),
+            ("n > 5", false),
+            ("app", true),
+            ("app=", false),
+            (" app = web ", true),
         ] {
             check(s, l(), e);
         }

@@ -162,7 +162,8 @@ impl Failure {
 
     /// 409: an object of that name exists.
     pub fn already_exists(row: &Resource, name: &str) -> Failure {
-        Failure::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", row.qualified())).about(row, name)
+        Failure::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", row.qualified()))
+            .about(row, name)
     }
 
     /// 409: the object changed, or a precondition does not hold; `why` is the whole explanation.
@@ -191,7 +192,8 @@ impl Failure {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let kind = if row.group.is_empty() { row.kind.to_owned() } else { format!("{}.{}", row.kind, row.group) };
+        let kind =
+            if row.group.is_empty() { row.kind.to_owned() } else { format!("{}.{}", row.kind, row.group) };
         let mut f = Failure::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {list}"));
         f.details = Some(Details {
             name: name.to_owned(),
@@ -241,7 +243,10 @@ impl Failure {
         Failure::new(
             415,
             "UnsupportedMediaType",
-            format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", ")),
+            format!(
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                accepted.join(", ")
+            ),
         )
     }
 
@@ -327,7 +332,9 @@ impl Failure {
 impl Details {
     fn to_value(&self) -> Value {
         let mut out = serde_json::Map::new();
-        for (key, text) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)] {
+        for (key, text) in
+            [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)]
+        {
             if !text.is_empty() {
                 out.insert(key.to_owned(), Value::from(text.as_str()));
             }

@@ -154,7 +154,9 @@ fn keep_metadata(object: &mut Value, stored: &Value) {
         let deletion = key.starts_with("deletion") || *key == "generation" || *key == "creationTimestamp";
         match old.get(*key) {
             // What names the object stays if the client left it out; a different value is for validation to refuse.
-            Some(v) if deletion || !metadata.contains_key(*key) => drop(metadata.insert((*key).to_owned(), v.clone())),
+            Some(v) if deletion || !metadata.contains_key(*key) => {
+                drop(metadata.insert((*key).to_owned(), v.clone()))
+            }
             None if deletion => drop(metadata.remove(*key)),
             _ => {}
         }

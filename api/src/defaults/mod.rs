@@ -116,7 +116,8 @@ mod tests {
         apply(row, &mut object);
         assert_eq!(object, once, "idempotent");
         expected.assert_eq(&object.to_string());
-        let checked = crate::schema::check(row.schema, object, crate::schema::FieldValidation::Strict).expect("known fields");
+        let checked = crate::schema::check(row.schema, object, crate::schema::FieldValidation::Strict)
+            .expect("known fields");
         drop(checked);
     }
 
@@ -129,7 +130,9 @@ mod tests {
                 "livenessProbe": {"httpGet": {"port": 80}}, "env": [{"name": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
                 "resources": {"limits": {"cpu": "1"}}}, {"name": "b", "image": "r:5000/web:1"}, {"name": "c", "image": "a:latest@sha256:0"}],
                 "volumes": [{"name": "v", "configMap": {"name": "c"}}, {"name": "w"}]}}),
-            expect![[r#"{"spec":{"containers":[{"env":[{"name":"x","valueFrom":{"fieldRef":{"apiVersion":"v1","fieldPath":"metadata.name"}}}],"image":"web","imagePullPolicy":"Always","livenessProbe":{"failureThreshold":3,"httpGet":{"path":"/","port":80,"scheme":"HTTP"},"periodSeconds":10,"successThreshold":1,"timeoutSeconds":1},"name":"a","ports":[{"containerPort":80,"protocol":"TCP"}],"resources":{"limits":{"cpu":"1"},"requests":{"cpu":"1"}},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"},{"image":"r:5000/web:1","imagePullPolicy":"IfNotPresent","name":"b","resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"},{"image":"a:latest@sha256:0","imagePullPolicy":"IfNotPresent","name":"c","resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","enableServiceLinks":true,"restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30,"volumes":[{"configMap":{"defaultMode":420,"name":"c"},"name":"v"},{"emptyDir":{},"name":"w"}]}}"#]],
+            expect![[
+                r#"{"spec":{"containers":[{"env":[{"name":"x","valueFrom":{"fieldRef":{"apiVersion":"v1","fieldPath":"metadata.name"}}}],"image":"web","imagePullPolicy":"Always","livenessProbe":{"failureThreshold":3,"httpGet":{"path":"/","port":80,"scheme":"HTTP"},"periodSeconds":10,"successThreshold":1,"timeoutSeconds":1},"name":"a","ports":[{"containerPort":80,"protocol":"TCP"}],"resources":{"limits":{"cpu":"1"},"requests":{"cpu":"1"}},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"},{"image":"r:5000/web:1","imagePullPolicy":"IfNotPresent","name":"b","resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"},{"image":"a:latest@sha256:0","imagePullPolicy":"IfNotPresent","name":"c","resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","enableServiceLinks":true,"restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30,"volumes":[{"configMap":{"defaultMode":420,"name":"c"},"name":"v"},{"emptyDir":{},"name":"w"}]}}"#
+            ]],
         );
     }
 
@@ -139,10 +142,29 @@ mod tests {
             "apps",
             "Deployment",
             json!({"spec": {"template": {"spec": {"hostNetwork": true, "containers": [{"name": "a", "image": "b:1", "ports": [{"containerPort": 80}]}]}}}}),
-            expect![[r#"{"spec":{"progressDeadlineSeconds":600,"replicas":1,"revisionHistoryLimit":10,"strategy":{"rollingUpdate":{"maxSurge":"25%","maxUnavailable":"25%"},"type":"RollingUpdate"},"template":{"spec":{"containers":[{"image":"b:1","imagePullPolicy":"IfNotPresent","name":"a","ports":[{"containerPort":80,"protocol":"TCP"}],"resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","hostNetwork":true,"restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30}}}}"#]],
+            expect![[
+                r#"{"spec":{"progressDeadlineSeconds":600,"replicas":1,"revisionHistoryLimit":10,"strategy":{"rollingUpdate":{"maxSurge":"25%","maxUnavailable":"25%"},"type":"RollingUpdate"},"template":{"spec":{"containers":[{"image":"b:1","imagePullPolicy":"IfNotPresent","name":"a","ports":[{"containerPort":80,"protocol":"TCP"}],"resources":{},"terminationMessagePath":"/dev/termination-log","terminationMessagePolicy":"File"}],"dnsPolicy":"ClusterFirst","hostNetwork":true,"restartPolicy":"Always","schedulerName":"default-scheduler","securityContext":{},"terminationGracePeriodSeconds":30}}}}"#
+            ]],
         );
-        check("", "Secret", json!({"stringData": {"a": "b"}}), expect![[r#"{"data":{"a":"Yg=="},"type":"Opaque"}"#]]);
-        check("", "Service", json!({"spec": {"ports": [{"port": 80}]}}), expect![[r#"{"spec":{"internalTrafficPolicy":"Cluster","ports":[{"port":80,"protocol":"TCP","targetPort":80}],"sessionAffinity":"None","type":"ClusterIP"}}"#]]);
-        check("", "Namespace", json!({"metadata": {"name": "a"}}), expect![[r#"{"metadata":{"labels":{"kubernetes.io/metadata.name":"a"},"name":"a"}}"#]]);
+        check(
+            "",
+            "Secret",
+            json!({"stringData": {"a": "b"}}),
+            expect![[r#"{"data":{"a":"Yg=="},"type":"Opaque"}"#]],
+        );
+        check(
+            "",
+            "Service",
+            json!({"spec": {"ports": [{"port": 80}]}}),
+            expect![[
+                r#"{"spec":{"internalTrafficPolicy":"Cluster","ports":[{"port":80,"protocol":"TCP","targetPort":80}],"sessionAffinity":"None","type":"ClusterIP"}}"#
+            ]],
+        );
+        check(
+            "",
+            "Namespace",
+            json!({"metadata": {"name": "a"}}),
+            expect![[r#"{"metadata":{"labels":{"kubernetes.io/metadata.name":"a"},"name":"a"}}"#]],
+        );
     }
 }

@@ -118,7 +118,8 @@ fn pull_policy(image: &str) -> &'static str {
 }
 
 fn probe(p: &mut Map<String, Value>) {
-    for (key, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+    for (key, value) in
+        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
     {
         if p.get(key).is_none_or(|v| *v == 0) {
             p.insert(key.to_owned(), Value::from(value));
@@ -168,9 +169,8 @@ fn volume(v: &mut Map<String, Value>) {
             }
         }
     }
-    if let Some(spec) = child(v, "ephemeral")
-        .and_then(|e| child(e, "volumeClaimTemplate"))
-        .and_then(|t| child(t, "spec"))
+    if let Some(spec) =
+        child(v, "ephemeral").and_then(|e| child(e, "volumeClaimTemplate")).and_then(|t| child(t, "spec"))
     {
         set_text(spec, "volumeMode", "Filesystem");
     }

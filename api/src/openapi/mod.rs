@@ -46,17 +46,18 @@ fn path_of(group: &str, version: &str) -> String {
 /// `/openapi/v3`: the index of documents, as JSON.
 pub fn index() -> Vec<u8> {
     static INDEX: OnceLock<Vec<u8>> = OnceLock::new();
-    INDEX.get_or_init(|| {
-        let mut paths = serde_json::Map::new();
-        for (group, version) in registry::group_versions() {
-            let path = path_of(group, version);
-            let hash = hash(&v3(&path).unwrap_or_default());
-            let url = format!("/openapi/v3/{path}?hash={hash:016X}");
-            paths.insert(path, json!({"serverRelativeURL": url}));
-        }
-        bytes(&json!({"paths": paths}))
-    })
-    .clone()
+    INDEX
+        .get_or_init(|| {
+            let mut paths = serde_json::Map::new();
+            for (group, version) in registry::group_versions() {
+                let path = path_of(group, version);
+                let hash = hash(&v3(&path).unwrap_or_default());
+                let url = format!("/openapi/v3/{path}?hash={hash:016X}");
+                paths.insert(path, json!({"serverRelativeURL": url}));
+            }
+            bytes(&json!({"paths": paths}))
+        })
+        .clone()
 }
 
 /// `/openapi/v3/api/v1` or `/openapi/v3/apis/{group}/{version}`: the document of one group and version, as JSON;
@@ -131,11 +132,17 @@ mod tests {
         let d: Value = serde_json::from_slice(&v3("api/v1").expect("core")).expect("JSON");
         let schemas = &d["components"]["schemas"];
         let pod = &schemas["io.k8s.api.core.v1.Pod"];
-        assert_eq!(pod["x-kubernetes-group-version-kind"], json!([{"group": "", "kind": "Pod", "version": "v1"}]));
+        assert_eq!(
+            pod["x-kubernetes-group-version-kind"],
+            json!([{"group": "", "kind": "Pod", "version": "v1"}])
+        );
         let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         assert_eq!(containers["x-kubernetes-list-map-keys"], json!(["name"]));
-        assert_eq!(pod["properties"]["spec"]["allOf"][0]["$ref"], "#/components/schemas/io.k8s.api.core.v1.PodSpec");
+        assert_eq!(
+            pod["properties"]["spec"]["allOf"][0]["$ref"],
+            "#/components/schemas/io.k8s.api.core.v1.PodSpec"
+        );
         let patch = &d["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
         assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Pod");
         let names: Vec<&str> =

@@ -12,10 +12,23 @@ const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 type Parameter = (&'static str, &'static str, &'static str);
 
 const PRETTY: Parameter = ("pretty", "string", "If 'true', then the output is pretty printed.");
-const DRY_RUN: Parameter = ("dryRun", "string", "When present, indicates that modifications should not be persisted. 'All' is the only valid value.");
-const MANAGER: Parameter = ("fieldManager", "string", "The name of the actor or entity that is making these changes, at most 128 printable characters.");
-const VALIDATION: Parameter = ("fieldValidation", "string", "What the server does about unknown or duplicate fields: Ignore, Warn or Strict.");
-const FORCE: Parameter = ("force", "boolean", "Take fields over from their other managers. Only for apply patches.");
+const DRY_RUN: Parameter = (
+    "dryRun",
+    "string",
+    "When present, indicates that modifications should not be persisted. 'All' is the only valid value.",
+);
+const MANAGER: Parameter = (
+    "fieldManager",
+    "string",
+    "The name of the actor or entity that is making these changes, at most 128 printable characters.",
+);
+const VALIDATION: Parameter = (
+    "fieldValidation",
+    "string",
+    "What the server does about unknown or duplicate fields: Ignore, Warn or Strict.",
+);
+const FORCE: Parameter =
+    ("force", "boolean", "Take fields over from their other managers. Only for apply patches.");
 const WRITE: &[Parameter] = &[DRY_RUN, MANAGER, VALIDATION];
 const PATCH: &[Parameter] = &[DRY_RUN, MANAGER, VALIDATION, FORCE];
 const DELETE: &[Parameter] = &[
@@ -116,7 +129,8 @@ impl Op {
     ) -> Value {
         let mut parameters: Vec<Value> = query.iter().map(|p| self.parameter("query", *p)).collect();
         let mut out = json!({"description": description, "operationId": id, "tags": [self.tag]});
-        let schema = if answer.is_empty() { json!({"type": "string"}) } else { self.dialect.reference(answer) };
+        let schema =
+            if answer.is_empty() { json!({"type": "string"}) } else { self.dialect.reference(answer) };
         let answer = match self.dialect {
             Dialect::V2 => {
                 out["consumes"] = match action {
@@ -137,7 +151,9 @@ impl Op {
         if let Some(body) = body {
             let schema = self.dialect.reference(body);
             match self.dialect {
-                Dialect::V2 => parameters.push(json!({"name": "body", "in": "body", "required": true, "schema": schema})),
+                Dialect::V2 => {
+                    parameters.push(json!({"name": "body", "in": "body", "required": true, "schema": schema}))
+                }
                 Dialect::V3 => {
                     let mut content = Map::new();
                     let types: &[&str] =
@@ -156,7 +172,8 @@ impl Op {
             out["x-kubernetes-action"] = Value::from(action);
         }
         if let Some(Gvk { group, version, kind }) = self.gvk {
-            out["x-kubernetes-group-version-kind"] = json!({"group": group, "kind": kind, "version": version});
+            out["x-kubernetes-group-version-kind"] =
+                json!({"group": group, "kind": kind, "version": version});
         }
         out
     }
@@ -179,8 +196,11 @@ fn resource(dialect: Dialect, row: &Resource, out: &mut Map<String, Value>) {
     let op = Op { dialect, gvk: Some(row.gvk()), tag: tag(group, version) };
     let scope = format!("{}{}", camel_group(group, version), if row.namespaced { "Namespaced" } else { "" });
     let root = root(group, version);
-    let base =
-        if row.namespaced { format!("{root}/namespaces/{{namespace}}/{plural}") } else { format!("{root}/{plural}") };
+    let base = if row.namespaced {
+        format!("{root}/namespaces/{{namespace}}/{plural}")
+    } else {
+        format!("{root}/{plural}")
+    };
     let list = format!("{schema}List");
     let status = format!("{META}.Status");
     let (options, patch) = (format!("{META}.DeleteOptions"), format!("{META}.Patch"));
@@ -191,30 +211,48 @@ fn resource(dialect: Dialect, row: &Resource, out: &mut Map<String, Value>) {
         match *verb {
             "list" => {
                 let text = format!("list or watch objects of kind {kind}");
-                collection["get"] = op.make(&format!("list{scope}{kind}"), Some("list"), &text, LIST, None, &list);
+                collection["get"] =
+                    op.make(&format!("list{scope}{kind}"), Some("list"), &text, LIST, None, &list);
                 if row.namespaced {
                     let id = format!("list{}{kind}ForAllNamespaces", camel_group(group, version));
                     let get = op.make(&id, Some("list"), &text, LIST, None, &list);
-                    out.insert(format!("{root}/{plural}"), json!({"get": get, "parameters": op.place(false, false)}));
+                    out.insert(
+                        format!("{root}/{plural}"),
+                        json!({"get": get, "parameters": op.place(false, false)}),
+                    );
                 }
             }
             "create" => {
                 let id = format!("create{scope}{kind}");
-                collection["post"] = op.make(&id, Some("post"), &format!("create a {kind}"), WRITE, Some(schema), schema);
+                collection["post"] =
+                    op.make(&id, Some("post"), &format!("create a {kind}"), WRITE, Some(schema), schema);
             }
             "deletecollection" => {
-                let id = format!("delete{}Collection{}{kind}", camel_group(group, version), if row.namespaced { "Namespaced" } else { "" });
+                let id = format!(
+                    "delete{}Collection{}{kind}",
+                    camel_group(group, version),
+                    if row.namespaced { "Namespaced" } else { "" }
+                );
                 let query: Vec<Parameter> = LIST.iter().chain(DELETE).copied().collect();
                 let text = format!("delete collection of {kind}");
-                collection["delete"] = op.make(&id, Some("deletecollection"), &text, &query, Some(&options), &status);
+                collection["delete"] =
+                    op.make(&id, Some("deletecollection"), &text, &query, Some(&options), &status);
             }
             "get" => {
                 let id = format!("read{scope}{kind}");
-                item["get"] = op.make(&id, Some("get"), &format!("read the specified {kind}"), &[], None, schema);
+                item["get"] =
+                    op.make(&id, Some("get"), &format!("read the specified {kind}"), &[], None, schema);
             }
             "update" => {
                 let id = format!("replace{scope}{kind}");
-                item["put"] = op.make(&id, Some("put"), &format!("replace the specified {kind}"), WRITE, Some(schema), schema);
+                item["put"] = op.make(
+                    &id,
+                    Some("put"),
+                    &format!("replace the specified {kind}"),
+                    WRITE,
+                    Some(schema),
+                    schema,
+                );
             }
             "patch" => {
                 let id = format!("patch{scope}{kind}");
@@ -223,7 +261,14 @@ fn resource(dialect: Dialect, row: &Resource, out: &mut Map<String, Value>) {
             }
             "delete" => {
                 let id = format!("delete{scope}{kind}");
-                item["delete"] = op.make(&id, Some("delete"), &format!("delete a {kind}"), DELETE, Some(&options), &status);
+                item["delete"] = op.make(
+                    &id,
+                    Some("delete"),
+                    &format!("delete a {kind}"),
+                    DELETE,
+                    Some(&options),
+                    &status,
+                );
             }
             _ => {}
         }
@@ -265,18 +310,24 @@ fn subresource(dialect: Dialect, row: &Resource, s: &Subresource, scope: &str) -
     };
     for verb in s.verbs {
         match *verb {
-            "get" => out["get"] = op.make(&format!("read{name}"), Some("get"), &format!("read {about}"), &[], None, &schema),
+            "get" => {
+                out["get"] =
+                    op.make(&format!("read{name}"), Some("get"), &format!("read {about}"), &[], None, &schema)
+            }
             "create" => {
                 let text = format!("create {about}");
-                out["post"] = op.make(&format!("create{name}"), Some("post"), &text, WRITE, Some(&schema), &schema);
+                out["post"] =
+                    op.make(&format!("create{name}"), Some("post"), &text, WRITE, Some(&schema), &schema);
             }
             "update" => {
                 let text = format!("replace {about}");
-                out["put"] = op.make(&format!("replace{name}"), Some("put"), &text, WRITE, Some(&schema), &schema);
+                out["put"] =
+                    op.make(&format!("replace{name}"), Some("put"), &text, WRITE, Some(&schema), &schema);
             }
             "patch" => {
                 let text = format!("partially update {about}");
-                out["patch"] = op.make(&format!("patch{name}"), Some("patch"), &text, PATCH, Some(&patch), &schema);
+                out["patch"] =
+                    op.make(&format!("patch{name}"), Some("patch"), &text, PATCH, Some(&patch), &schema);
             }
             _ => {}
         }

@@ -110,7 +110,8 @@ fn json(original: &Value, patch: &json_patch::Patch) -> Result<Value, Failure> {
                 )));
             }
         }
-        json_patch::patch(&mut out, std::slice::from_ref(operation)).map_err(|e| unprocessable(e.to_string()))?;
+        json_patch::patch(&mut out, std::slice::from_ref(operation))
+            .map_err(|e| unprocessable(e.to_string()))?;
     }
     Ok(out)
 }
@@ -120,7 +121,9 @@ fn unprocessable(why: impl std::fmt::Display) -> Failure {
     Failure::new(
         422,
         "Invalid",
-        format!("the server rejected our request due to an error in our request: the patch cannot be applied: {why}"),
+        format!(
+            "the server rejected our request due to an error in our request: the patch cannot be applied: {why}"
+        ),
     )
 }
 
@@ -136,11 +139,17 @@ mod tests {
     #[test]
     fn json_patches_are_bounded() {
         let o = json!({"data": {"a": "1"}});
-        let ok = run(PatchType::Json, o.clone(), r#"[{"op":"test","path":"/data/a","value":"1"},{"op":"add","path":"/data/b","value":"2"}]"#);
+        let ok = run(
+            PatchType::Json,
+            o.clone(),
+            r#"[{"op":"test","path":"/data/a","value":"1"},{"op":"add","path":"/data/b","value":"2"}]"#,
+        );
         assert_eq!(ok.expect("applied"), json!({"data": {"a": "1", "b": "2"}}));
-        let f = run(PatchType::Json, o.clone(), r#"[{"op":"test","path":"/data/a","value":"2"}]"#).expect_err("test fails");
+        let f = run(PatchType::Json, o.clone(), r#"[{"op":"test","path":"/data/a","value":"2"}]"#)
+            .expect_err("test fails");
         assert_eq!(f.code, 422);
-        let bomb: Vec<Value> = (0..40).map(|i| json!({"op": "copy", "from": "", "path": format!("/x{i}")})).collect();
+        let bomb: Vec<Value> =
+            (0..40).map(|i| json!({"op": "copy", "from": "", "path": format!("/x{i}")})).collect();
         let f = run(PatchType::Json, o.clone(), &Value::from(bomb).to_string()).expect_err("too much");
         assert_eq!(f.code, 413);
         let many = vec![json!({"op": "test", "path": "", "value": 1}); MOST_OPERATIONS + 1];

@@ -29,7 +29,9 @@ pub fn scale_of(object: &Value) -> Value {
 pub fn set_scale(object: &mut Value, scale: &Value) -> Result<(), Failure> {
     let replicas = match meta::at(scale, &["spec", "replicas"]) {
         None | Some(Value::Null) => 0,
-        Some(v) => v.as_i64().ok_or_else(|| Failure::bad_request("spec.replicas of a Scale must be a whole number"))?,
+        Some(v) => v
+            .as_i64()
+            .ok_or_else(|| Failure::bad_request("spec.replicas of a Scale must be a whole number"))?,
     };
     if !(0..=i64::from(i32::MAX)).contains(&replicas) {
         return Err(Failure::new(

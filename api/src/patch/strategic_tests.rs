@@ -13,7 +13,12 @@ fn check(original: Value, patch: Value, expected: Value) {
 }
 
 fn names(v: &Value) -> Vec<&str> {
-    v["spec"]["containers"].as_array().expect("list").iter().map(|c| c["name"].as_str().expect("name")).collect()
+    v["spec"]["containers"]
+        .as_array()
+        .expect("list")
+        .iter()
+        .map(|c| c["name"].as_str().expect("name"))
+        .collect()
 }
 
 #[test]
@@ -39,13 +44,22 @@ fn lists_merge_by_key() {
         json!({"spec": {"tolerations": [{"key": "b"}]}}),
         json!({"spec": {"tolerations": [{"key": "b"}]}}),
     );
-    assert!(merge(pod(), &json!({"spec": {"containers": [{"name": "a"}]}}), json!({"spec": {"containers": [{"image": "x"}]}})).is_err());
+    assert!(
+        merge(
+            pod(),
+            &json!({"spec": {"containers": [{"name": "a"}]}}),
+            json!({"spec": {"containers": [{"image": "x"}]}})
+        )
+        .is_err()
+    );
 }
 
 #[test]
 fn order_is_kept_and_set() {
     let live = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}});
-    let out = merge(pod(), &live, json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "a"}]}})).expect("ok");
+    let out =
+        merge(pod(), &live, json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "a"}]}}))
+            .expect("ok");
     assert_eq!(names(&out), ["b", "c", "a"]);
     let out = merge(
         pod(),
@@ -54,7 +68,12 @@ fn order_is_kept_and_set() {
     )
     .expect("ok");
     assert_eq!(names(&out), ["d", "a", "b", "c"]);
-    let out = merge(pod(), &json!({}), json!({"spec": {"$setElementOrder/containers": [{"name": "d"}], "containers": [{"name": "d"}]}})).expect("ok");
+    let out = merge(
+        pod(),
+        &json!({}),
+        json!({"spec": {"$setElementOrder/containers": [{"name": "d"}], "containers": [{"name": "d"}]}}),
+    )
+    .expect("ok");
     assert_eq!(out, json!({"spec": {"containers": [{"name": "d"}]}}));
 }
 
@@ -75,7 +94,11 @@ fn objects_replace_delete_and_retain() {
         json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}]}}),
         json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/x"}}]}}),
     );
-    check(json!({}), json!({"spec": {"securityContext": {"runAsUser": null, "$patch": "merge"}}}), json!({"spec": {"securityContext": {}}}));
+    check(
+        json!({}),
+        json!({"spec": {"securityContext": {"runAsUser": null, "$patch": "merge"}}}),
+        json!({"spec": {"securityContext": {}}}),
+    );
     let deployment = definition("io.k8s.api.apps.v1.Deployment").expect("known");
     let out = merge(
         deployment,

@@ -47,7 +47,9 @@ const MOST_COMPLAINTS: usize = 100;
 /// Parses a JSON body and checks it as [`check`] does, duplicate fields included.
 pub fn decode(definition: &str, body: &[u8], mode: FieldValidation) -> Result<Checked, Failure> {
     let (object, duplicates) = duplicates::parse(body).map_err(|e| {
-        Failure::bad_request(format!("the object provided is unrecognized: couldn't parse the body as JSON: {e}"))
+        Failure::bad_request(format!(
+            "the object provided is unrecognized: couldn't parse the body as JSON: {e}"
+        ))
     })?;
     run(definition, object, mode, duplicates)
 }
@@ -58,7 +60,12 @@ pub fn check(definition: &str, object: Value, mode: FieldValidation) -> Result<C
     run(definition, object, mode, Vec::new())
 }
 
-fn run(name: &str, mut object: Value, mode: FieldValidation, duplicates: Vec<String>) -> Result<Checked, Failure> {
+fn run(
+    name: &str,
+    mut object: Value,
+    mode: FieldValidation,
+    duplicates: Vec<String>,
+) -> Result<Checked, Failure> {
     let def = definition(name).ok_or_else(|| Failure::internal(format!("no schema for {name}")))?;
     let refuse = |why: String| {
         let kind = name.rsplit('.').next().unwrap_or(name);
@@ -304,9 +311,12 @@ mod tests {
                 r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal object into field spec.containers of type list"#
             ]],
         );
-        strict("[]", expect![[
-            r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal a value that is no object"#
-        ]]);
+        strict(
+            "[]",
+            expect![[
+                r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal a value that is no object"#
+            ]],
+        );
     }
 
     #[test]

@@ -140,15 +140,27 @@ fn build() -> HashMap<&'static str, Definition> {
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { continue };
         let fields = properties
             .iter()
-            .map(|(field, s)| (field.as_str().into(), Field { ty: type_of(s, &source, &names), fact: facts::of(name, field) }))
+            .map(|(field, s)| {
+                (
+                    field.as_str().into(),
+                    Field { ty: type_of(s, &source, &names), fact: facts::of(name, field) },
+                )
+            })
             .collect();
         let name = names[name];
-        out.insert(name, Definition { name, fields, atomic: facts::ATOMIC_OBJECTS.contains(&facts::short(name)) });
+        out.insert(
+            name,
+            Definition { name, fields, atomic: facts::ATOMIC_OBJECTS.contains(&facts::short(name)) },
+        );
     }
     out
 }
 
-fn type_of(schema: &Value, source: &serde_json::Map<String, Value>, names: &HashMap<String, &'static str>) -> Type {
+fn type_of(
+    schema: &Value,
+    source: &serde_json::Map<String, Value>,
+    names: &HashMap<String, &'static str>,
+) -> Type {
     if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
         let name = target.rsplit('/').next().unwrap_or(target);
         match name {
@@ -213,7 +225,10 @@ mod tests {
     fn types_are_read_from_schemas() {
         let ty = |d: &str, f: &str| definition(d).expect(d).field(f).expect(f).ty.clone();
         assert_eq!(ty("io.k8s.api.core.v1.Secret", "data"), Type::Map(Box::new(Type::Bytes)));
-        assert_eq!(ty("io.k8s.api.core.v1.ResourceRequirements", "limits"), Type::Map(Box::new(Type::Quantity)));
+        assert_eq!(
+            ty("io.k8s.api.core.v1.ResourceRequirements", "limits"),
+            Type::Map(Box::new(Type::Quantity))
+        );
         assert_eq!(ty("io.k8s.api.core.v1.ServicePort", "targetPort"), Type::IntOrString);
         assert_eq!(ty("io.k8s.api.coordination.v1.LeaseSpec", "renewTime"), Type::MicroTime);
         assert_eq!(ty("io.k8s.apimachinery.pkg.apis.meta.v1.ManagedFieldsEntry", "fieldsV1"), Type::Any);

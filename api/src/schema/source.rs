@@ -3,7 +3,9 @@
 //! Guarantees: every definition that another one refers to is there.
 //! Caveat: the documents are made anew on each call, and are megabytes; callers keep what they need of them.
 
-use k8s_openapi::api::{apps, authentication, authorization, autoscaling, coordination, core, events, policy};
+use k8s_openapi::api::{
+    apps, authentication, authorization, autoscaling, coordination, core, events, policy,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};

@@ -22,7 +22,9 @@ pub(super) fn cells(row: &Resource, o: &Value, now: Timestamp) -> Row {
         ("", "ConfigMap") => {
             vec![json!(name(o)), json!(count(o, &["data"]) + count(o, &["binaryData"])), json!(age)]
         }
-        ("", "Secret") => vec![json!(name(o)), json!(str_at(o, &["type"])), json!(count(o, &["data"])), json!(age)],
+        ("", "Secret") => {
+            vec![json!(name(o)), json!(str_at(o, &["type"])), json!(count(o, &["data"])), json!(age)]
+        }
         ("", "ServiceAccount") => vec![json!(name(o)), json!(count(o, &["secrets"])), json!(age)],
         ("coordination.k8s.io", "Lease") => {
             vec![json!(name(o)), json!(str_at(o, &["spec", "holderIdentity"])), json!(age)]
@@ -83,9 +85,7 @@ fn pod_row(o: &Value, now: Timestamp, age: String) -> Row {
         json!(gates),
     ];
     // kubectl hides finished pods by this condition where asked to.
-    let finished = |reason: &str, message: &str| {
-        json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}])
-    };
+    let finished = |reason: &str, message: &str| json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]);
     let conditions = match str_at(o, &["status", "phase"]) {
         "Succeeded" => Some(finished("Succeeded", "The pod has completed successfully.")),
         "Failed" => Some(finished("Failed", "The pod failed.")),
@@ -223,7 +223,8 @@ fn event(o: &Value, now: Timestamp) -> Vec<Value> {
         .or(time(&["deprecatedLastTimestamp"]))
         .or(first);
     let number = |path: &[&str]| Some(number(o, path)).filter(|n| *n > 0);
-    let seen = number(&["series", "count"]).or(number(&["count"])).or(number(&["deprecatedCount"])).unwrap_or(1);
+    let seen =
+        number(&["series", "count"]).or(number(&["count"])).or(number(&["deprecatedCount"])).unwrap_or(1);
     let about = |key: &str| text(&["involvedObject", key], &["regarding", key]);
     let component = match text(&["source", "component"], &["deprecatedSource", "component"]) {
         c if c.is_empty() => text(&["reportingComponent"], &["reportingController"]),

@@ -11,8 +11,8 @@ mod kinds;
 mod pod;
 
 pub use duration::{age, human};
-pub use pod::summary as pod_summary;
 pub use pod::PodSummary;
+pub use pod::summary as pod_summary;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -81,7 +81,8 @@ pub fn render<'a>(
             out
         })
         .collect();
-    let columns: Vec<Value> = if with_columns { columns::of(row).iter().map(columns::Column::to_value).collect() } else { vec![] };
+    let columns: Vec<Value> =
+        if with_columns { columns::of(row).iter().map(columns::Column::to_value).collect() } else { vec![] };
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta,
         "columnDefinitions": columns, "rows": rows,

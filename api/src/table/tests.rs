@@ -54,12 +54,17 @@ fn pod_columns() {
 #[test]
 fn pod_words() {
     let with = |c: Value| json!({"spec": {"containers": [{}]}, "status": {"phase": "Running", "containerStatuses": [c]}});
-    let init = |c: Value| json!({"spec": {"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{}]}, "status": {"phase": "Pending",
-        "initContainerStatuses": [c], "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}]}});
+    let init = |c: Value| {
+        json!({"spec": {"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{}]}, "status": {"phase": "Pending",
+        "initContainerStatuses": [c], "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}]}})
+    };
     for (pod, expected) in [
         (json!({"spec": {"containers": [{}]}, "status": {"phase": "Pending"}}), "0/1 Pending 0"),
         (with(json!({"state": {"waiting": {"reason": "ContainerCreating"}}})), "0/1 ContainerCreating 0"),
-        (with(json!({"restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}})), "0/1 CrashLoopBackOff 3"),
+        (
+            with(json!({"restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}})),
+            "0/1 CrashLoopBackOff 3",
+        ),
         (with(json!({"state": {"terminated": {"reason": "Completed", "exitCode": 0}}})), "0/1 Completed 0"),
         (with(json!({"state": {"terminated": {"reason": "Error", "exitCode": 1}}})), "0/1 Error 0"),
         (with(json!({"state": {"terminated": {"exitCode": 7}}})), "0/1 ExitCode:7 0"),
@@ -67,7 +72,12 @@ fn pod_words() {
         (with(json!({"state": {"running": {}}})), "0/1 Running 0"),
         (init(json!({"name": "i", "state": {"running": {}}})), "0/1 Init:0/2 0"),
         (init(json!({"name": "i", "state": {"terminated": {"exitCode": 1}}})), "0/1 Init:ExitCode:1 0"),
-        (init(json!({"name": "i", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}})), "0/1 Init:CrashLoopBackOff 1"),
+        (
+            init(
+                json!({"name": "i", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}),
+            ),
+            "0/1 Init:CrashLoopBackOff 1",
+        ),
         (init(json!({"name": "i", "state": {"terminated": {"exitCode": 0}}})), "0/1 PodInitializing 0"),
     ] {
         assert_eq!(status(pod.clone()), expected, "{pod}");
@@ -75,7 +85,9 @@ fn pod_words() {
         gone["metadata"] = json!({"deletionTimestamp": "2024-01-01T00:00:00Z"});
         assert!(status(gone).contains(" Terminating "));
     }
-    let mut sidecar = init(json!({"name": "i", "started": true, "ready": true, "restartCount": 4, "state": {"running": {}}}));
+    let mut sidecar = init(
+        json!({"name": "i", "started": true, "ready": true, "restartCount": 4, "state": {"running": {}}}),
+    );
     sidecar["spec"]["initContainers"][0]["restartPolicy"] = json!("Always");
     sidecar["status"]["containerStatuses"] = json!([{"ready": true, "state": {"running": {}}}]);
     sidecar["status"]["phase"] = json!("Running");
@@ -126,26 +138,51 @@ fn other_kinds() {
             a|Ready,SchedulingDisabled|control-plane,x|5m|v1.36.0|1.2.3.4|<none>|Debian|6.1|orlop://0.1
         "#]],
     );
-    check("", "Namespace", json!({"status": {"phase": "Active"}}), expect![[r#"
+    check(
+        "",
+        "Namespace",
+        json!({"status": {"phase": "Active"}}),
+        expect![[r#"
         NAME|STATUS|AGE
         a|Active|5m
-    "#]]);
-    check("", "ConfigMap", json!({"data": {"a": "", "b": ""}, "binaryData": {"c": ""}}), expect![[r#"
+    "#]],
+    );
+    check(
+        "",
+        "ConfigMap",
+        json!({"data": {"a": "", "b": ""}, "binaryData": {"c": ""}}),
+        expect![[r#"
         NAME|DATA|AGE
         a|3|5m
-    "#]]);
-    check("", "Secret", json!({"type": "Opaque", "data": {"a": ""}}), expect![[r#"
+    "#]],
+    );
+    check(
+        "",
+        "Secret",
+        json!({"type": "Opaque", "data": {"a": ""}}),
+        expect![[r#"
         NAME|TYPE|DATA|AGE
         a|Opaque|1|5m
-    "#]]);
-    check("", "ServiceAccount", json!({}), expect![[r#"
+    "#]],
+    );
+    check(
+        "",
+        "ServiceAccount",
+        json!({}),
+        expect![[r#"
         NAME|SECRETS|AGE
         a|0|5m
-    "#]]);
-    check("coordination.k8s.io", "Lease", json!({"spec": {"holderIdentity": "h"}}), expect![[r#"
+    "#]],
+    );
+    check(
+        "coordination.k8s.io",
+        "Lease",
+        json!({"spec": {"holderIdentity": "h"}}),
+        expect![[r#"
         NAME|HOLDER|AGE
         a|h|5m
-    "#]]);
+    "#]],
+    );
     check(
         "",
         "Event",
