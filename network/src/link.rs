@@ -86,8 +86,8 @@ pub(crate) fn new_veth(
     request("make the veth pair", RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL, &[])
 }
 
-/// Takes a bridge port up as a pod's: it reaches the bridge and no other port, so that all traffic between
-/// pods is routed by the node, where rules apply to it and no pod can answer for another.
+/// Takes a bridge port up as a pod's. It may send back what it received: where bridged packets pass
+/// through netfilter (bridge-nf-call-iptables), a pod that asks for its own host port is answered that way.
 pub(crate) fn set_port(host_if: &str, alias: &str) -> Request {
     let mut link = named(host_if);
     link.header.flags = LinkFlags::Up;
@@ -95,7 +95,7 @@ pub(crate) fn set_port(host_if: &str, alias: &str) -> Request {
     link.attributes.extend([
         LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(true)])),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
         ]),
         LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
             In6AddrGenMode::None,

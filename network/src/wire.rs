@@ -1,11 +1,12 @@
 //! The bridge and the pods' interfaces on it. Blocking: every function is for a blocking thread.
 //!
-//! A pod has a /32 (or /128) address and reaches everything through the bridge's address; bridge ports
-//! are isolated from each other. So all traffic between pods is routed by the node: host ports and Services work
-//! from any pod to any pod without br_netfilter, rules apply in one place, and no pod can answer ARP for another.
+//! A pod has a /32 (or /128) address and reaches everything through the bridge's address. So traffic between pods is
+//! routed by the node, and host ports and Services work from any pod to any pod, with bridge-nf-call-iptables or without.
 //!
 //! Guarantees: what `connect` has half made is taken down again; "already there" and "already gone" are success.
 //! Assumes: the bridge is this node's own (its alias says so).
+//! Caveat: ports are not isolated, because netfilter on bridges sends translated packets from port to port: a pod that
+//! forges frames can reach its neighbours past the node's rules.
 
 use std::fs;
 use std::io;
@@ -275,7 +276,7 @@ fn prepare_node(bridge: &str, v6: bool) -> io::Result<()> {
 
 /// The settings of a pod's interfaces-to-be. In the pod's namespace.
 fn prepare_pod(v6: bool) -> io::Result<()> {
-    // The node routes from and to the same bridge: a redirect would send the pod to a port that it cannot reach.
+    // The node routes from and to the same bridge: a redirect would lead pods past the node's rules.
     for scope in ["all", "default"] {
         set_sysctl(format!("/proc/sys/net/ipv4/conf/{scope}/accept_redirects"), "0")?;
     }

@@ -139,7 +139,6 @@ pub fn lab<F: Future<Output = ()>>(test: impl FnOnce(Lab) -> F + Send + 'static)
 
 /// A pod of a test.
 pub struct Pod {
-    pub id: String,
     pub netns: Netns,
     pub ips: PodIps,
 }
@@ -150,7 +149,7 @@ impl Pod {
         let ips = network.add(id, &netns.path(), ports, &info(id)).await.unwrap_or_else(|err| {
             panic!("{err}: {:?}", std::error::Error::source(&err).map(ToString::to_string))
         });
-        Pod { id: id.to_owned(), netns, ips }
+        Pod { netns, ips }
     }
 
     pub fn v4(&self) -> String {
