@@ -18,7 +18,7 @@ pub struct Failure {
     /// Text for people.
     pub message: String,
     /// What the refusal is about.
-    pub details: Option<Details>,
+    pub details: Option<Box<Details>>,
 }
 
 /// `details` of a Status.
@@ -139,12 +139,12 @@ impl Failure {
     }
 
     fn about(mut self, row: &Resource, name: &str) -> Failure {
-        self.details = Some(Details {
+        self.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: row.group.to_owned(),
             kind: row.plural.to_owned(),
             ..Details::default()
-        });
+        }));
         self
     }
 
@@ -156,7 +156,7 @@ impl Failure {
     /// 404: nothing is served at this path.
     pub fn no_such_path() -> Failure {
         let mut f = Failure::new(404, "NotFound", "the server could not find the requested resource");
-        f.details = Some(Details::default());
+        f.details = Some(Box::default());
         f
     }
 
@@ -195,13 +195,13 @@ impl Failure {
         let kind =
             if row.group.is_empty() { row.kind.to_owned() } else { format!("{}.{}", row.kind, row.group) };
         let mut f = Failure::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {list}"));
-        f.details = Some(Details {
+        f.details = Some(Box::new(Details {
             name: name.to_owned(),
             group: row.group.to_owned(),
             kind: row.kind.to_owned(),
             causes: errors.iter().map(FieldError::cause).collect(),
             ..Details::default()
-        });
+        }));
         f
     }
 
@@ -219,7 +219,7 @@ impl Failure {
     /// 403 for a path that is no resource.
     pub fn forbidden_path(why: &str) -> Failure {
         let mut f = Failure::new(403, "Forbidden", format!("forbidden: {why}"));
-        f.details = Some(Details::default());
+        f.details = Some(Box::default());
         f
     }
 
@@ -271,7 +271,7 @@ impl Failure {
             "Timeout",
             format!("Timeout: Too large resource version: {asked}, current: {current}"),
         );
-        f.details = Some(Details {
+        f.details = Some(Box::new(Details {
             causes: vec![Cause {
                 reason: "ResourceVersionTooLarge",
                 message: "Too large resource version".to_owned(),
@@ -279,7 +279,7 @@ impl Failure {
             }],
             retry_after_seconds: 1,
             ..Details::default()
-        });
+        }));
         f
     }
 
@@ -291,7 +291,7 @@ impl Failure {
     /// 429: try again after so many seconds.
     pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> Failure {
         let mut f = Failure::new(429, "TooManyRequests", message);
-        f.details = Some(Details { retry_after_seconds, ..Details::default() });
+        f.details = Some(Box::new(Details { retry_after_seconds, ..Details::default() }));
         f
     }
 
@@ -309,10 +309,10 @@ impl Failure {
     pub fn internal(message: impl Into<String>) -> Failure {
         let message = message.into();
         let mut f = Failure::new(500, "InternalError", format!("Internal error occurred: {message}"));
-        f.details = Some(Details {
+        f.details = Some(Box::new(Details {
             causes: vec![Cause { reason: "InternalError", message, field: String::new() }],
             ..Details::default()
-        });
+        }));
         f
     }
 

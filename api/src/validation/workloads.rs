@@ -228,7 +228,7 @@ pub(super) fn event(object: &Value, e: &mut Errors) {
         e.invalid("involvedObject.namespace", about, "does not match event.namespace");
     }
     let key = text(object, "reportingComponent");
-    if !key.is_empty() && text(object, "eventTime") != "" {
+    if !key.is_empty() && !text(object, "eventTime").is_empty() {
         e.complain("reportingController", key, names::qualified_name(key));
     }
 }
