@@ -20,3 +20,13 @@ pub use run::{Exec, ExecError, ExecOutput, Target, run};
 
 mod worker;
 pub use worker::{Report, started_ago, worker};
+
+mod http;
+
+mod tcp;
+
+mod grpc;
+
+mod url;
+
+mod words;
