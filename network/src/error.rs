@@ -53,9 +53,7 @@ pub enum AddError {
     #[error("sandbox id {0:?} is not 1-64 characters of a-z, 0-9 and -")]
     BadId(String),
     /// Every address is taken.
-    #[error(
-        "no free address in {cidr}: all {size} are in use; remove pods or configure a larger pod CIDR"
-    )]
+    #[error("no free address in {cidr}: all {size} are in use; remove pods or configure a larger pod CIDR")]
     Exhausted {
         /// The range.
         cidr: IpNet,

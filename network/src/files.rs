@@ -204,19 +204,28 @@ mod tests {
     fn a_loopback_stub_gives_way_to_its_upstream() {
         let stub = "nameserver 127.0.0.53\noptions edns0\nsearch lan\n";
         let upstream = "# made by resolved\nnameserver 192.168.1.1\nsearch lan\n";
-        check(&resolv_conf(&host_dns(stub, Some(upstream))), expect![[r#"
+        check(
+            &resolv_conf(&host_dns(stub, Some(upstream))),
+            expect![[r#"
             nameserver 192.168.1.1
             search lan
-        "#]]);
-        check(&resolv_conf(&host_dns(stub, None)), expect![[r#"
+        "#]],
+        );
+        check(
+            &resolv_conf(&host_dns(stub, None)),
+            expect![[r#"
             nameserver 127.0.0.53
             search lan
             options edns0
-        "#]]);
-        check(&resolv_conf(&host_dns("nameserver 8.8.8.8\ndomain a\nsearch b c\n", Some(upstream))), expect![[r#"
+        "#]],
+        );
+        check(
+            &resolv_conf(&host_dns("nameserver 8.8.8.8\ndomain a\nsearch b c\n", Some(upstream))),
+            expect![[r#"
             nameserver 8.8.8.8
             search b c
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -229,7 +238,9 @@ mod tests {
             fqdn: Some("web-0.web.default.svc.cluster.local"),
             aliases: &aliases,
         };
-        check(&hosts(&spec), expect![[r#"
+        check(
+            &hosts(&spec),
+            expect![[r#"
             # Kubernetes-managed hosts file.
             127.0.0.1	localhost
             ::1	localhost ip6-localhost ip6-loopback
@@ -242,18 +253,22 @@ mod tests {
 
             # Entries added by HostAliases.
             10.1.1.1	db	db.example
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn host_network_pods_get_the_nodes_file() {
         let aliases = [("10.1.1.1".to_owned(), words(&["db"]))];
-        check(&node_hosts("127.0.0.1 localhost", &aliases), expect![[r#"
+        check(
+            &node_hosts("127.0.0.1 localhost", &aliases),
+            expect![[r#"
             # Kubernetes-managed hosts file (host network).
             127.0.0.1 localhost
 
             # Entries added by HostAliases.
             10.1.1.1	db
-        "#]]);
+        "#]],
+        );
     }
 }

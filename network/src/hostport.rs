@@ -151,8 +151,14 @@ mod tests {
         // The failed attempt took nothing.
         assert_eq!(take(&mut ports, "c", &["8080"]), "ok");
         assert_eq!(take(&mut ports, "d", &["443@10.0.0.2", "443@::"]), "ok");
-        assert_eq!(take(&mut ports, "e", &["443@0.0.0.0"]).split(" is ").next(), Some("host port 0.0.0.0:443/tcp"));
-        assert_eq!(take(&mut ports, "e", &["443@::1"]), "host port [::1]:443/tcp is already used by sandbox d");
+        assert_eq!(
+            take(&mut ports, "e", &["443@0.0.0.0"]).split(" is ").next(),
+            Some("host port 0.0.0.0:443/tcp")
+        );
+        assert_eq!(
+            take(&mut ports, "e", &["443@::1"]),
+            "host port [::1]:443/tcp is already used by sandbox d"
+        );
         ports.free("a");
         assert_eq!(take(&mut ports, "b", &["80"]), "ok");
     }

@@ -192,12 +192,7 @@ pub(crate) fn all_addresses() -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetAddress(AddressMessage::default())
 }
 
-fn request(
-    what: &'static str,
-    message: RouteNetlinkMessage,
-    flags: u16,
-    fine: &'static [i32],
-) -> Request {
+fn request(what: &'static str, message: RouteNetlinkMessage, flags: u16, fine: &'static [i32]) -> Request {
     Request { what, message, flags, fine }
 }
 

@@ -275,7 +275,10 @@ impl Inner {
         while let Some(doomed) = self.state.doomed(id) {
             if reaper::settle(&self.state).await.is_err() {
                 let source = std::io::Error::other(doomed.error.unwrap_or_default());
-                return Err(AddError::Kernel { step: format!("delete the old interface of sandbox {id}"), source });
+                return Err(AddError::Kernel {
+                    step: format!("delete the old interface of sandbox {id}"),
+                    source,
+                });
             }
         }
         let host_if = lease::host_if(&self.config.bridge, id);
@@ -414,9 +417,7 @@ impl Inner {
 
     async fn forget_cni(&self, id: &str) -> Result<(), AddError> {
         self.cni.delete(id).await.map_err(|source| AddError::Cni { id: id.to_owned(), source })?;
-        self.state
-            .free(id)
-            .map_err(|source| AddError::Lease { step: "delete", id: id.to_owned(), source })
+        self.state.free(id).map_err(|source| AddError::Lease { step: "delete", id: id.to_owned(), source })
     }
 
     async fn remove(self: &Arc<Self>, id: &str) -> Result<(), TeardownErrors> {
@@ -561,7 +562,9 @@ impl Inner {
         let mut rules = self.rules.lock().await;
         if rules.written {
             match self.apply(change).await {
-                Err(err) if err.is_missing_object() => warn!("somebody removed our nftables rules; write them anew"),
+                Err(err) if err.is_missing_object() => {
+                    warn!("somebody removed our nftables rules; write them anew")
+                }
                 outcome => return outcome,
             }
         }

@@ -57,11 +57,7 @@ pub(crate) fn whole(node: &Node<'_>, pods: &[(&PodIps, &[PortMapping])]) -> Batc
         let (suffix, address) = (family.suffix, family.address);
         for (map, value) in [("address", address), ("port", "inet_service")] {
             batch.add_map(&format!("any-{map}{suffix}"), &["inet_proto", "inet_service"], value);
-            batch.add_map(
-                &format!("one-{map}{suffix}"),
-                &[address, "inet_proto", "inet_service"],
-                value,
-            );
+            batch.add_map(&format!("one-{map}{suffix}"), &[address, "inet_proto", "inet_service"], value);
         }
         batch.add_set(&format!("self{suffix}"), &[address, address], &[]);
     }
@@ -100,10 +96,8 @@ fn hostports(batch: &mut Batch) {
     batch.add_rule("prerouting", "", vec![to_node.clone(), nft::jump("hostports")]);
     // The kernel cannot forward from ::1; a refused connection is better than one that hangs.
     let v6_loopback = nft::differ(nft::payload("ip6", "daddr"), json!("::1"));
-    let (v4, v6) = (
-        nft::equal(nft::meta("nfproto"), json!("ipv4")),
-        nft::equal(nft::meta("nfproto"), json!("ipv6")),
-    );
+    let (v4, v6) =
+        (nft::equal(nft::meta("nfproto"), json!("ipv4")), nft::equal(nft::meta("nfproto"), json!("ipv6")));
     batch.add_rule("output", "", vec![v4, to_node.clone(), nft::jump("hostports")]);
     batch.add_rule("output", "", vec![v6, v6_loopback, to_node, nft::jump("hostports")]);
     for family in &FAMILIES {

@@ -143,9 +143,11 @@ impl State {
         if inner.closed {
             return Err(AddError::Closed);
         }
-        self.directory
-            .write(&lease)
-            .map_err(|source| AddError::Lease { step: "write", id: lease.id.clone(), source })?;
+        self.directory.write(&lease).map_err(|source| AddError::Lease {
+            step: "write",
+            id: lease.id.clone(),
+            source,
+        })?;
         inner.leases.insert(lease.id.clone(), lease);
         Ok(())
     }
@@ -197,7 +199,12 @@ impl State {
         match (outcome, inner.doomed.get_mut(id)) {
             (Ok(()), _) => drop(inner.doomed.remove(id)),
             (Err(error), Some(doomed)) => {
-                tracing::warn!(sandbox = id, interface = doomed.host_if, error, "cannot delete a pod's interface yet");
+                tracing::warn!(
+                    sandbox = id,
+                    interface = doomed.host_if,
+                    error,
+                    "cannot delete a pod's interface yet"
+                );
                 doomed.tries += 1;
                 doomed.error = Some(error);
             }

@@ -76,8 +76,10 @@ impl Wire {
         let route = netns::within(netns.as_fd(), || fs::read_to_string("/proc/thread-self/net/route"))
             .unwrap_or_default();
         let mtu = spec.mtu.unwrap_or_else(|| default_mtu(&route, &links));
-        let refused =
-            |err: Refused| OpenError::Kernel { step: format!("{} {}", err.what, spec.name), source: err.source };
+        let refused = |err: Refused| OpenError::Kernel {
+            step: format!("{} {}", err.what, spec.name),
+            source: err.source,
+        };
         match links.iter().find(|link| link.name == spec.name) {
             Some(link) if link.kind == "bridge" && link.alias == spec.owner => {}
             Some(link) => {
@@ -97,8 +99,10 @@ impl Wire {
         }
         let found = find(&mut netlink, spec.name).map_err(kernel("find the bridge"))?;
         let index = found.ok_or_else(|| kernel("find the bridge")(Errno::NODEV.into()))?.index;
-        let replies = netlink.query(link::all_addresses(), true).map_err(kernel("list the bridge's addresses"))?;
-        let wanted: Vec<(IpAddr, u8)> = spec.gateways.iter().map(|(ip, net)| (*ip, net.prefix_len())).collect();
+        let replies =
+            netlink.query(link::all_addresses(), true).map_err(kernel("list the bridge's addresses"))?;
+        let wanted: Vec<(IpAddr, u8)> =
+            spec.gateways.iter().map(|(ip, net)| (*ip, net.prefix_len())).collect();
         let mut requests = vec![link::set_bridge(index, mtu, &spec.owner)];
         for (ip, prefix) in link::addresses(&replies, index) {
             if !wanted.contains(&(ip, prefix)) {
@@ -124,8 +128,9 @@ impl Wire {
     /// Connects the pod: loopback up, `eth0` with addresses and routes. Repeating it repairs.
     pub(crate) fn connect(&self, pod_netns: &OwnedFd, pod: &PodLink<'_>) -> Result<(), Refused> {
         let v6 = pod.ips.iter().any(IpAddr::is_ipv6);
-        let mut inside = netns::within(pod_netns.as_fd(), || prepare_pod(v6).and_then(|()| Netlink::open_here()))
-            .map_err(|source| Refused { what: "enter the pod's network namespace", source })?;
+        let mut inside =
+            netns::within(pod_netns.as_fd(), || prepare_pod(v6).and_then(|()| Netlink::open_here()))
+                .map_err(|source| Refused { what: "enter the pod's network namespace", source })?;
         let mac = link::mac(*pod.ips.first().expect("a pod has an address"));
         let alias: String = pod.alias.chars().take(ALIAS).collect();
         let make = || {

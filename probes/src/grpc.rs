@@ -65,7 +65,8 @@ pub(crate) async fn probe(host: &str, port: u16, service: &str, timeout: Duratio
         Ok(response) => match ServingStatus::try_from(response.status) {
             Ok(ServingStatus::Serving) => Outcome::Success { message: "service healthy".to_owned() },
             status => {
-                let name = status.map_or_else(|_| response.status.to_string(), |status| status.name().to_owned());
+                let name =
+                    status.map_or_else(|_| response.status.to_string(), |status| status.name().to_owned());
                 failed(format!("service unhealthy (responded with {name:?})"))
             }
         },
@@ -82,10 +83,9 @@ fn word(status: &Status, timeout: Duration) -> String {
         Code::DeadlineExceeded => {
             format!("timeout: health rpc did not complete within {}", words::duration(timeout))
         }
-        code => format!(
-            "error: health rpc probe failed: rpc error: code = {code:?} desc = {}",
-            status.message()
-        ),
+        code => {
+            format!("error: health rpc probe failed: rpc error: code = {code:?} desc = {}", status.message())
+        }
     }
 }
 

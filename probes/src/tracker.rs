@@ -131,3 +131,91 @@ impl Tracker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// Plays outcomes (`+` success, `-` failure, `!` warning, `?` unknown), one each period of 10 s after a delay
+    /// of 5 s, and writes what each led to: `.` nothing, `P` passed, `F` failed, `K` kill; a `|` where it rests.
+    fn check(kind: Kind, success: u32, failure: u32, outcomes: &str, expected: Expect) {
+        let thresholds =
+            Thresholds { initial_delay: Duration::from_secs(5), success, failure, ..Thresholds::default() };
+        let mut tracker = Tracker::new(kind, thresholds);
+        let before = tracker.passed();
+        let mut written = String::new();
+        for outcome in outcomes.chars() {
+            let Some(due) = tracker.due(true) else {
+                written.push('|');
+                break;
+            };
+            let message = String::new();
+            let outcome = match outcome {
+                '+' => Outcome::Success { message },
+                '!' => Outcome::Warning { message },
+                '-' => Outcome::Failure { message },
+                _ => Outcome::Unknown { message },
+            };
+            written.push(match tracker.step(&outcome, due) {
+                Step::Same => '.',
+                Step::Changed(State::Passed) => 'P',
+                Step::Changed(_) => 'F',
+                Step::Kill => 'K',
+            });
+        }
+        expected.assert_eq(&format!("{before} {written} {}", tracker.passed()));
+    }
+
+    #[test]
+    fn readiness_goes_and_comes() {
+        check(Kind::Readiness, 1, 3, "+--+---+", expect!["false P.....FP true"]);
+        check(Kind::Readiness, 2, 1, "+++-++", expect!["false .P.F.P true"]);
+        check(Kind::Readiness, 1, 3, "---", expect!["false ..F false"]);
+        check(Kind::Readiness, 1, 1, "!-", expect!["false PF false"]);
+        check(Kind::Readiness, 0, 0, "+-", expect!["false PF false"]);
+    }
+
+    #[test]
+    fn liveness_kills_once() {
+        check(Kind::Liveness, 1, 3, "--+---+", expect!["true ..P..K| false"]);
+        check(Kind::Liveness, 5, 1, "+-+", expect!["true PK| false"]);
+        check(Kind::Liveness, 1, 2, "-?-", expect!["true ..K false"]);
+        check(Kind::Liveness, 1, 1, "???", expect!["true ... true"]);
+    }
+
+    #[test]
+    fn startup_ends_either_way() {
+        check(Kind::Startup, 3, 3, "--+-", expect!["false ..P| true"]);
+        check(Kind::Startup, 1, 3, "----", expect!["false ..K| false"]);
+    }
+
+    #[test]
+    fn probes_are_due_by_the_clock_of_the_container() {
+        let seconds = Duration::from_secs;
+        let thresholds = Thresholds { initial_delay: seconds(5), ..Thresholds::default() };
+        let mut tracker = Tracker::new(Kind::Liveness, thresholds);
+        assert_eq!(tracker.due(false), None);
+        assert_eq!(tracker.due(true), Some(seconds(5)));
+        let success = Outcome::Success { message: String::new() };
+        tracker.step(&success, seconds(7));
+        assert_eq!(tracker.due(true), Some(seconds(17)));
+        // A period of zero does not spin.
+        let mut tracker = Tracker::new(Kind::Liveness, Thresholds { period: Duration::ZERO, ..thresholds });
+        tracker.step(&success, seconds(7));
+        assert!(tracker.due(true).unwrap() > seconds(7));
+    }
+
+    #[test]
+    fn a_restarted_daemon_keeps_the_verdict() {
+        let readiness = |passed| Tracker::resume(Kind::Readiness, Thresholds::default(), passed);
+        assert!(readiness(true).passed() && !readiness(false).passed());
+        let failure = Outcome::Failure { message: String::new() };
+        let mut tracker = readiness(true);
+        let steps: Vec<Step> = (0..3).map(|n| tracker.step(&failure, Duration::from_secs(n))).collect();
+        assert_eq!(steps, [Step::Same, Step::Same, Step::Changed(State::Failed)]);
+        // A container that had started does not have to start again.
+        assert_eq!(Tracker::resume(Kind::Startup, Thresholds::default(), true).due(true), None);
+    }
+}

@@ -45,7 +45,8 @@ impl Url {
         if let Some(rest) = location.strip_prefix("//") {
             return Some((absolute(self.scheme, rest)?, false));
         }
-        let (own, query) = self.path.split_once('?').map_or((self.path.as_str(), None), |(p, q)| (p, Some(q)));
+        let (own, query) =
+            self.path.split_once('?').map_or((self.path.as_str(), None), |(p, q)| (p, Some(q)));
         let path = match location.chars().next() {
             Some('/') => location.to_owned(),
             Some('?') => format!("{own}{location}"),

@@ -109,9 +109,10 @@ fn plugin(conf: Value) -> Result<Plugin, String> {
 
 /// The newest version that both the list and this runtime speak.
 fn version(root: &Map<String, Value>) -> Result<String, String> {
-    let mut offered: Vec<&str> = root.get("cniVersions").and_then(Value::as_array).map_or_else(Vec::new, |list| {
-        list.iter().filter_map(Value::as_str).collect()
-    });
+    let mut offered: Vec<&str> = root
+        .get("cniVersions")
+        .and_then(Value::as_array)
+        .map_or_else(Vec::new, |list| list.iter().filter_map(Value::as_str).collect());
     offered.extend(text_of(root, "cniVersion"));
     let best = VERSIONS.iter().rev().find(|version| offered.contains(*version));
     best.map(|version| (*version).to_owned())
@@ -139,7 +140,8 @@ fn is_name(name: &str) -> bool {
 /// The configuration files in the directory, in their order, with the times of their last change. A
 /// directory that is missing has none.
 pub(super) fn candidates(directory: &Path) -> Result<Vec<(PathBuf, SystemTime)>, CniError> {
-    let error = |source| CniError::File { step: "read CNI configurations in", path: directory.to_owned(), source };
+    let error =
+        |source| CniError::File { step: "read CNI configurations in", path: directory.to_owned(), source };
     let entries = match fs::read_dir(directory) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(error)?,
@@ -228,16 +230,32 @@ mod tests {
     #[test]
     fn lists_are_read_or_refused_with_a_reason() {
         let plugins = r#""plugins":[{"type":"bridge"},{"type":"portmap"}]"#;
-        check(&format!(r#"{{"cniVersion":"1.0.0","name":"net",{plugins}}}"#), false, expect!["net 1.0.0 bridge portmap"]);
+        check(
+            &format!(r#"{{"cniVersion":"1.0.0","name":"net",{plugins}}}"#),
+            false,
+            expect!["net 1.0.0 bridge portmap"],
+        );
         check(
             &format!(r#"{{"cniVersion":"1.0.0","cniVersions":["1.1.0","2.0.0"],"name":"net",{plugins}}}"#),
             false,
             expect!["net 1.1.0 bridge portmap"],
         );
         check(r#"{"cniVersion":"0.3.1","name":"one","type":"ptp"}"#, true, expect!["one 0.3.1 ptp"]);
-        check(r#"{"cniVersion":"0.3.1","name":"one","type":"ptp"}"#, false, expect![[r#""plugins" is not a list"#]]);
-        check(r#"{"cniVersion":"9.0.0","name":"one","type":"ptp"}"#, true, expect![[r#"its CNI version ["9.0.0"] is none of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.0.1, 1.1.0"#]]);
-        check(r#"{"cniVersion":"1.0.0","name":"one","type":"../sh"}"#, true, expect![[r#"the plugin type "../sh" is no file name"#]]);
+        check(
+            r#"{"cniVersion":"0.3.1","name":"one","type":"ptp"}"#,
+            false,
+            expect![[r#""plugins" is not a list"#]],
+        );
+        check(
+            r#"{"cniVersion":"9.0.0","name":"one","type":"ptp"}"#,
+            true,
+            expect![[r#"its CNI version ["9.0.0"] is none of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.0.1, 1.1.0"#]],
+        );
+        check(
+            r#"{"cniVersion":"1.0.0","name":"one","type":"../sh"}"#,
+            true,
+            expect![[r#"the plugin type "../sh" is no file name"#]],
+        );
         check(r#"{"cniVersion":"1.0.0","plugins":[]}"#, false, expect![[r#""plugins" is empty"#]]);
         check("[]", false, expect!["not a JSON object"]);
     }

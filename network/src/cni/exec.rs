@@ -102,7 +102,9 @@ impl Plugins {
         };
         let output = tokio::time::timeout(TIMEOUT, output)
             .await
-            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end in time; killed")))
+            .unwrap_or_else(|_| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "it did not end in time; killed"))
+            })
             .map_err(|source| CniError::Run { plugin: kind(), command, source })?;
         if !output.status.success() {
             let (code, message) = failure(&output);
@@ -111,9 +113,11 @@ impl Plugins {
         if !verb.has_result() {
             return Ok(None);
         }
-        serde_json::from_slice(&output.stdout)
-            .map(Some)
-            .map_err(|source| CniError::Result { plugin: kind(), command, source })
+        serde_json::from_slice(&output.stdout).map(Some).map_err(|source| CniError::Result {
+            plugin: kind(),
+            command,
+            source,
+        })
     }
 
     /// Starts the program from a thread in the node's namespace, so that it begins there.

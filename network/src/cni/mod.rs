@@ -122,7 +122,8 @@ impl Attachment {
             ("K8S_POD_INFRA_CONTAINER_ID", id),
             ("K8S_POD_UID", &pod.uid),
         ];
-        let args: Vec<String> = args.iter().map(|(key, value)| format!("{key}={}", value.replace(';', ""))).collect();
+        let args: Vec<String> =
+            args.iter().map(|(key, value)| format!("{key}={}", value.replace(';', ""))).collect();
         let mut capabilities = Map::new();
         if !ports.is_empty() {
             let mappings = ports.iter().map(|port| {
@@ -276,7 +277,8 @@ impl Cni {
     /// Whether the plugins are there, speak the list's version and say that they can work.
     pub(crate) async fn status(&self, list: &NetworkList) -> Result<(), CniError> {
         for plugin in &list.plugins {
-            let answer = self.plugins.run(Verb::Version, plugin, &json!({ "cniVersion": list.version }), None).await?;
+            let answer =
+                self.plugins.run(Verb::Version, plugin, &json!({ "cniVersion": list.version }), None).await?;
             let supported = answer.as_ref().map(conf::supported_versions).unwrap_or_default();
             if !supported.contains(&list.version) {
                 let (plugin, wanted) = (plugin.kind.clone(), list.version.clone());

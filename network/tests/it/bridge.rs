@@ -180,7 +180,10 @@ fn two_nodes_share_a_machine_but_not_a_bridge() {
         let first = PodNetwork::open(lab.config()).await.unwrap();
         let other = Config { state_dir: lab.state.path().join("other"), ..lab.config() };
         let refused = PodNetwork::open(other.clone()).await.err().unwrap();
-        assert!(matches!(&refused, OpenError::ForeignBridge { bridge, .. } if bridge == "orlop0"), "{refused}");
+        assert!(
+            matches!(&refused, OpenError::ForeignBridge { bridge, .. } if bridge == "orlop0"),
+            "{refused}"
+        );
         let other =
             Config { bridge: "orlop1".to_owned(), pod_cidrs: vec!["10.43.0.0/24".parse().unwrap()], ..other };
         let second = PodNetwork::open(other).await.unwrap();
@@ -210,8 +213,12 @@ fn counters_and_status_tell_what_is() {
         let status = network.status().await;
         assert_eq!((status.mode, status.ready, status.warnings.len()), (Mode::Bridge, Ok(()), 0));
         assert_eq!(status.addresses[0], (1, 253));
-        assert_eq!(network.gateways(), ["10.42.0.1", "fd42::1"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap()));
-        let forwarding = lab.node.sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding");
+        assert_eq!(
+            network.gateways(),
+            ["10.42.0.1", "fd42::1"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap())
+        );
+        let forwarding =
+            lab.node.sh("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding");
         assert_eq!(forwarding, "1\n1\n");
         network.destroy().await.unwrap();
     });
@@ -231,7 +238,9 @@ fn contradictory_configurations_are_refused() {
             ..lab.config()
         };
         assert!(message(cidr(&[])).await.contains("at least one"));
-        assert!(message(cidr(&["10.0.0.0/24", "10.1.0.0/24"])).await.contains("one pod CIDR per address family"));
+        assert!(
+            message(cidr(&["10.0.0.0/24", "10.1.0.0/24"])).await.contains("one pod CIDR per address family")
+        );
         assert!(message(cidr(&["10.0.0.0/31"])).await.contains("too small"));
         assert_eq!(lab.leftovers(), "");
     });

@@ -108,7 +108,10 @@ fn a_list_is_run_by_the_book() {
             assert!(env.lines().any(|have| have == line), "{line} is not in {env}");
         }
         let first = plugins.stdin("ADD-first");
-        assert_eq!((&first["name"], &first["mode"], &first["cniVersion"]), (&"lab".into(), &"x".into(), &"1.1.0".into()));
+        assert_eq!(
+            (&first["name"], &first["mode"], &first["cniVersion"]),
+            (&"lab".into(), &"x".into(), &"1.1.0".into())
+        );
         assert!(first["prevResult"].is_null() && first["runtimeConfig"].is_null());
         let second = plugins.stdin("ADD-second");
         assert_eq!(second["prevResult"]["ips"][1]["address"], "10.99.0.7/24");
@@ -131,7 +134,10 @@ fn a_list_is_run_by_the_book() {
         network.remove("a1", Some(&pod.path())).await.unwrap();
         assert_eq!(plugins.log(), "DEL second a1, DEL first a1");
         let del = plugins.stdin("DEL-first");
-        assert_eq!((&del["mode"], &del["prevResult"]["ips"][1]["address"]), (&"x".into(), &"10.99.0.7/24".into()));
+        assert_eq!(
+            (&del["mode"], &del["prevResult"]["ips"][1]["address"]),
+            (&"x".into(), &"10.99.0.7/24".into())
+        );
         network.remove("a1", None).await.unwrap();
         assert_eq!(plugins.log(), "");
         // No bridge of ours was ever made.
@@ -147,7 +153,8 @@ fn failures_are_told_and_undone() {
         write_list(&lab, LIST);
         let network = PodNetwork::open(plugins.config(&lab)).await.unwrap();
         let pod = Netns::new();
-        plugins.fail("ADD-second", r#"{"cniVersion":"1.1.0","code":11,"msg":"try later","details":"no IPs"}"#);
+        plugins
+            .fail("ADD-second", r#"{"cniVersion":"1.1.0","code":11,"msg":"try later","details":"no IPs"}"#);
         let failed = network.add("a1", &pod.path(), &[], &info("web")).await.unwrap_err();
         let cause = std::error::Error::source(&failed).unwrap().to_string();
         assert_eq!(cause, r#"CNI plugin "second" (ADD) failed with code 11: try later (no IPs)"#);
@@ -166,7 +173,10 @@ fn failures_are_told_and_undone() {
         plugins.log();
         network.reconcile(&["a2".to_owned()]).await.unwrap();
         assert_eq!(plugins.log(), "DEL second a1, DEL first a1, GC first , GC second ");
-        assert_eq!(plugins.stdin("GC-first")["cni.dev/valid-attachments"], serde_json::json!([{"containerID": "a2", "ifname": "eth0"}]));
+        assert_eq!(
+            plugins.stdin("GC-first")["cni.dev/valid-attachments"],
+            serde_json::json!([{"containerID": "a2", "ifname": "eth0"}])
+        );
         network.destroy().await.unwrap();
         assert_eq!(lab.leftovers(), "");
     });
@@ -179,9 +189,15 @@ fn a_configuration_comes_and_goes() {
         let network = PodNetwork::open(plugins.config(&lab)).await.unwrap();
         assert_eq!(network.status().await.mode, Mode::Bridge);
         let (first, second) = (Netns::new(), Netns::new());
-        assert_eq!(network.add("b1", &first.path(), &[], &info("b1")).await.unwrap().primary().unwrap().to_string(), "10.42.0.2");
+        assert_eq!(
+            network.add("b1", &first.path(), &[], &info("b1")).await.unwrap().primary().unwrap().to_string(),
+            "10.42.0.2"
+        );
         write_list(&lab, LIST);
-        assert_eq!(network.add("c1", &second.path(), &[], &info("c1")).await.unwrap().primary().unwrap().to_string(), "10.99.0.7");
+        assert_eq!(
+            network.add("c1", &second.path(), &[], &info("c1")).await.unwrap().primary().unwrap().to_string(),
+            "10.99.0.7"
+        );
         let status = network.status().await;
         let file = lab.state.path().join("net.d/10-lab.conflist");
         assert_eq!((status.mode, status.ready), (Mode::Cni { name: "lab".to_owned(), file }, Ok(())));

@@ -43,7 +43,8 @@ fn a_host_port_is_reached_from_everywhere() {
 fn a_port_on_one_address_is_on_no_other() {
     lab(async |lab: Lab| {
         let network = PodNetwork::open(lab.config()).await.unwrap();
-        let on = |ip: &str, host_port| PortMapping { host_ip: Some(ip.parse().unwrap()), ..port(host_port, 80) };
+        let on =
+            |ip: &str, host_port| PortMapping { host_ip: Some(ip.parse().unwrap()), ..port(host_port, 80) };
         let a = Pod::start(&network, "a", &[on("127.0.0.1", 8080), on(NODE, 8081), on("::", 8082)]).await;
         let b = Pod::start(&network, "b", &[on(NODE, 8080)]).await;
         let (a_server, b_server) = (a.netns.listen("[::]:80"), b.netns.listen("0.0.0.0:80"));
@@ -85,7 +86,8 @@ fn ports_in_use_are_refused() {
         let _a = Pod::start(&network, "a", &[port(8080, 80)]).await;
         let _ssh = lab.node.listen("0.0.0.0:22");
         let netns = Netns::new();
-        let taken = network.add("b", &netns.path(), &[port(81, 80), port(8080, 80)], &info("b")).await.unwrap_err();
+        let taken =
+            network.add("b", &netns.path(), &[port(81, 80), port(8080, 80)], &info("b")).await.unwrap_err();
         assert_eq!(taken.to_string(), "host port 8080/tcp is already used by sandbox a");
         let taken = network.add("b", &netns.path(), &[port(22, 80)], &info("b")).await.unwrap_err();
         assert_eq!(taken.to_string(), "host port 22/tcp is in use by a process on the node");

@@ -94,7 +94,8 @@ impl Lab {
     /// What is left in the node's namespace besides the link to the outside: nothing, it should be.
     pub fn leftovers(&self) -> String {
         let links = self.node.sh("ip -o link | cut -d: -f2 | cut -d@ -f1");
-        let links: Vec<&str> = links.split_whitespace().filter(|name| !["lo", "out0"].contains(name)).collect();
+        let links: Vec<&str> =
+            links.split_whitespace().filter(|name| !["lo", "out0"].contains(name)).collect();
         let files = std::fs::read_dir(self.state.path().join("network")).into_iter().flatten();
         let files: Vec<String> = files
             .map(|file| file.unwrap().file_name().into_string().unwrap())
@@ -162,7 +163,12 @@ impl Pod {
 }
 
 pub fn info(name: &str) -> PodInfo {
-    PodInfo { namespace: "default".to_owned(), name: name.to_owned(), uid: "u1".to_owned(), ..PodInfo::default() }
+    PodInfo {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        uid: "u1".to_owned(),
+        ..PodInfo::default()
+    }
 }
 
 pub fn port(host_port: u16, container_port: u16) -> PortMapping {

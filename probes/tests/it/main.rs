@@ -1,0 +1,5 @@
+//! Probes against servers on loopback.
+
+mod actions;
+mod servers;
+mod worker;
