@@ -11,7 +11,7 @@ mod node;
 mod registry;
 mod wait;
 
-pub use clients::{Ran, Running};
+pub use clients::{Ran, Running, program as clients_program};
 pub use clients::{command, run};
 pub use node::{Node, NodeOptions, condition, signal};
 pub use registry::Registry;

@@ -27,8 +27,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "orlop",
         &[
-            "api", "apiserver", "client", "controllers", "cri-api", "cri-server", "image", "kubelet", "network",
-            "pki", "probes", "runtime", "scheduler", "store", "sys",
+            "api",
+            "apiserver",
+            "client",
+            "controllers",
+            "cri-api",
+            "cri-server",
+            "image",
+            "kubelet",
+            "network",
+            "pki",
+            "probes",
+            "runtime",
+            "scheduler",
+            "store",
+            "sys",
         ],
     ),
     // The tests drive the built binary and link no crate of the daemon's.
@@ -43,7 +56,8 @@ pub fn check() -> anyhow::Result<Vec<String>> {
         .output()
         .context("run cargo metadata")?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("read what cargo metadata printed")?;
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).context("read what cargo metadata printed")?;
     Ok(judge(&uses(&metadata)))
 }
 

@@ -11,13 +11,17 @@ pub fn run() -> anyhow::Result<()> {
     cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
     super::tidy()?;
     // Advisories need a database from the network; `cargo deny check` alone asks for them too.
-    cargo("licences, sources and bans", &["deny", "--log-level", "error", "check", "licenses", "sources", "bans"])
+    cargo(
+        "licences, sources and bans",
+        &["deny", "--log-level", "error", "check", "licenses", "sources", "bans"],
+    )
 }
 
 fn cargo(what: &str, args: &[&str]) -> anyhow::Result<()> {
     let start = Instant::now();
     println!("ci: {what}");
-    let status = Command::new("cargo").args(args).status().with_context(|| format!("run cargo {}", args[0]))?;
+    let status =
+        Command::new("cargo").args(args).status().with_context(|| format!("run cargo {}", args[0]))?;
     if !status.success() {
         bail!("{what}: `cargo {}` failed", args.join(" "));
     }

@@ -8,8 +8,12 @@ use anyhow::{Context, ensure};
 /// Folders that may say `unsafe`.
 const UNSAFE_HOMES: &[&str] = &["sys/", "runtime/keeper/"];
 /// The forms in which `unsafe` opens something.
-const UNSAFE: &[&str] =
-    &[concat!("unsafe", " {"), concat!("unsafe", " fn"), concat!("unsafe", " impl"), concat!("unsafe", " extern")];
+const UNSAFE: &[&str] = &[
+    concat!("unsafe", " {"),
+    concat!("unsafe", " fn"),
+    concat!("unsafe", " impl"),
+    concat!("unsafe", " extern"),
+];
 /// A file is split before it has this many lines, tests not counted.
 const MOST_LINES: usize = 600;
 
@@ -22,7 +26,11 @@ struct Forbidden {
 
 const FORBIDDEN: &[Forbidden] = &[
     Forbidden { text: concat!("todo", "!("), except: &[], instead: "finish it, or refuse with an error" },
-    Forbidden { text: concat!("unimplemented", "!("), except: &[], instead: "finish it, or refuse with an error" },
+    Forbidden {
+        text: concat!("unimplemented", "!("),
+        except: &[],
+        instead: "finish it, or refuse with an error",
+    },
     Forbidden { text: concat!("dbg", "!("), except: &[], instead: "use tracing" },
     Forbidden { text: concat!("thread::", "sleep"), except: &[], instead: "wait for a condition" },
     Forbidden {
@@ -30,7 +38,11 @@ const FORBIDDEN: &[Forbidden] = &[
         except: &["runtime/keeper/src/bin/", "runtime/keeper/src/main.rs"],
         instead: "return an error to main",
     },
-    Forbidden { text: concat!("#[", "ignore"), except: &[], instead: "say `skipped: <why>` where a test can't run" },
+    Forbidden {
+        text: concat!("#[", "ignore"),
+        except: &[],
+        instead: "say `skipped: <why>` where a test can't run",
+    },
 ];
 
 /// Checks every Rust file that git knows; returns what is wrong, a line each.
@@ -85,7 +97,10 @@ mod tests {
     #[test]
     fn unsafe_outside_its_homes_is_found() {
         let text = concat!("fn f() {\n    unsafe", " { g() }\n}\n");
-        assert_eq!(judge("image/src/x.rs", text), ["image/src/x.rs:2: `unsafe` belongs into sys or the keeper"]);
+        assert_eq!(
+            judge("image/src/x.rs", text),
+            ["image/src/x.rs:2: `unsafe` belongs into sys or the keeper"]
+        );
         assert!(judge("sys/src/x.rs", text).is_empty());
     }
 

@@ -1,0 +1,206 @@
+//! The admin socket: how `orlop image …` asks a running daemon.
+//!
+//! One JSON object a line: the request, then replies until `Done` or `Failed`. The same [`answer`] runs
+//! in the command itself when no daemon has the store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use image::{Auth, Event, Image, LayerProgress, Progress, Reference, Store};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// Most bytes of a request line.
+const LONGEST_REQUEST: u64 = 64 << 10;
+
+/// What is asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    Pull { reference: String, creds: Option<String> },
+    Import { archive: PathBuf },
+    List,
+    Remove { name: String },
+    Prune,
+    Inspect { name: String },
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// Something to tell a person.
+    Say(String),
+    /// How far a layer is, in bytes; `state` is a word.
+    Layer { digest: String, state: String, done: u64, total: u64 },
+    /// The end: what came of it.
+    Done(Value),
+    /// The end: why nothing came of it.
+    Failed(String),
+}
+
+/// Serves the socket until `shutdown`.
+pub async fn serve(listener: UnixListener, store: Store, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            // Cancel-safe: a connection that isn't accepted stays in the queue.
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let store = store.clone();
+                    tokio::spawn(async move {
+                        if let Err(err) = converse(stream, store).await {
+                            warn!(err = %client::describe(err.as_ref()), "answer on the admin socket");
+                        }
+                    });
+                }
+                Err(err) => warn!(%err, "accept on the admin socket"),
+            },
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, store: Store) -> anyhow::Result<()> {
+    // The socket's mode lets only root connect; so does this, should the mode ever be changed.
+    anyhow::ensure!(stream.peer_cred().context("ask who is connected")?.uid() == 0, "only root may ask");
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut read = BufReader::new(tokio::io::AsyncReadExt::take(read, LONGEST_REQUEST));
+    read.read_line(&mut line).await.context("read the request")?;
+    let request: Request = serde_json::from_str(&line).context("understand the request")?;
+    let (replies, mut queue) = mpsc::unbounded_channel();
+    let work = tokio::spawn(async move { answer(&store, request, replies).await });
+    while let Some(reply) = queue.recv().await {
+        let mut line = serde_json::to_vec(&reply).context("write a reply")?;
+        line.push(b'\n');
+        if write.write_all(&line).await.is_err() {
+            // The person went away: so does the work.
+            work.abort();
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Asks the daemon at `socket`; replies arrive at `replies`. `false` if there is no daemon.
+pub async fn ask(
+    socket: &std::path::Path,
+    request: &Request,
+    replies: &mpsc::UnboundedSender<Reply>,
+) -> anyhow::Result<bool> {
+    let Ok(stream) = UnixStream::connect(socket).await else { return Ok(false) };
+    let (read, mut write) = stream.into_split();
+    let mut line = serde_json::to_vec(request).context("write the request")?;
+    line.push(b'\n');
+    write.write_all(&line).await.context("ask the daemon")?;
+    let mut lines = BufReader::new(read).lines();
+    while let Some(line) = lines.next_line().await.context("hear from the daemon")? {
+        let reply = serde_json::from_str(&line).context("understand the daemon")?;
+        if replies.send(reply).is_err() {
+            break;
+        }
+    }
+    Ok(true)
+}
+
+/// Does what is asked; the last reply is `Done` or `Failed`.
+pub async fn answer(store: &Store, request: Request, replies: mpsc::UnboundedSender<Reply>) {
+    let last = match act(store, request, &replies).await {
+        Ok(value) => Reply::Done(value),
+        Err(err) => Reply::Failed(client::describe(err.as_ref())),
+    };
+    // Whoever asked may be gone; then nobody needs the answer.
+    let _gone = replies.send(last);
+}
+
+async fn act(
+    store: &Store,
+    request: Request,
+    replies: &mpsc::UnboundedSender<Reply>,
+) -> anyhow::Result<Value> {
+    match request {
+        Request::Pull { reference, creds } => {
+            let reference: Reference = reference.parse()?;
+            let image = store.pull(&reference, credentials(creds)?, Some(progress(replies))).await?;
+            Ok(json!([summary(&image)]))
+        }
+        Request::Import { archive } => {
+            let images = store.import(&archive, Some(progress(replies))).await?;
+            Ok(images.iter().map(summary).collect())
+        }
+        Request::List => Ok(store.list().iter().map(summary).collect()),
+        Request::Remove { name } => {
+            let removed = store.remove(&name).await?;
+            Ok(json!({ "untagged": removed.untagged, "bytes": removed.bytes,
+                "deleted": removed.deleted.iter().map(ToString::to_string).collect::<Vec<_>>() }))
+        }
+        Request::Prune => {
+            let removed = store.prune(true).await?;
+            Ok(json!({ "untagged": removed.untagged, "bytes": removed.bytes,
+                "deleted": removed.deleted.iter().map(ToString::to_string).collect::<Vec<_>>() }))
+        }
+        Request::Inspect { name } => {
+            let image = store
+                .get(&name)
+                .with_context(|| format!("there is no image {name:?}; `orlop image list` names all"))?;
+            let mut all = summary(&image);
+            all["layers"] = image.layers.iter().map(ToString::to_string).collect();
+            all["manifest"] =
+                serde_json::from_slice(&store.raw_manifest(&image).context("read the manifest")?)
+                    .context("understand the manifest")?;
+            all["config"] =
+                serde_json::from_slice(&store.raw_config(&image.id).context("read the configuration")?)
+                    .context("understand the configuration")?;
+            Ok(all)
+        }
+    }
+}
+
+fn credentials(creds: Option<String>) -> anyhow::Result<Option<Auth>> {
+    let Some(creds) = creds else { return Ok(None) };
+    let (username, password) = creds.split_once(':').context("credentials are USER:PASSWORD")?;
+    Ok(Some(Auth::Basic { username: username.to_owned(), password: password.to_owned() }))
+}
+
+fn summary(image: &Image) -> Value {
+    json!({ "id": image.id.to_string(), "tags": image.repo_tags, "digests": image.repo_digests,
+        "size": image.size, "pinned": image.pinned, "created": image.created.map(|time| time.to_string()) })
+}
+
+/// Turns the store's events into replies.
+fn progress(replies: &mpsc::UnboundedSender<Reply>) -> Progress {
+    let replies = replies.clone();
+    let totals: Arc<std::sync::Mutex<std::collections::HashMap<String, u64>>> = Arc::default();
+    Progress::new(move |event| {
+        let reply = match event {
+            Event::Resolving { what } => Reply::Say(format!("resolving {what}")),
+            Event::Resolved { layers, bytes, .. } => {
+                let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                totals.extend(layers.iter().map(|(digest, size)| (digest.to_string(), *size)));
+                Reply::Say(format!("{} layers, {:.1} MiB", layers.len(), bytes as f64 / f64::from(1 << 20)))
+            }
+            Event::Layer { digest, state } => {
+                let digest = digest.to_string();
+                let total =
+                    totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&digest).copied();
+                let total = total.unwrap_or(0);
+                let (state, done, total) = match state {
+                    LayerProgress::Waiting => ("waiting", 0, total),
+                    LayerProgress::Exists => ("exists", total, total),
+                    LayerProgress::Downloading { done, total } => ("downloading", done, total),
+                    LayerProgress::Unpacking => ("unpacking", total, total),
+                    LayerProgress::Done => ("done", total, total),
+                };
+                Reply::Layer { digest, state: state.to_owned(), done, total }
+            }
+            Event::Committing => Reply::Say("writing to disk".to_owned()),
+            Event::Done { id } => Reply::Say(format!("image {id}")),
+        };
+        // Whoever asked may be gone; the work's end is noticed elsewhere.
+        let _gone = replies.send(reply);
+    })
+}

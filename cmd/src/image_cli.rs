@@ -1,0 +1,144 @@
+//! `orlop image …`: asks the daemon if one runs, else opens the store itself.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+
+use anyhow::{Context, bail};
+use image::Store;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::admin::{self, Reply, Request};
+use crate::config::NodeConfig;
+use crate::flags::ImageCommand;
+use crate::node::registry_config;
+
+/// Runs one command and prints what came of it.
+pub async fn run(config: NodeConfig, command: ImageCommand) -> anyhow::Result<()> {
+    match command {
+        ImageCommand::Pull { reference, creds } => {
+            print_images(&ask(&config, Request::Pull { reference, creds }).await?);
+        }
+        ImageCommand::Import { archive } => {
+            // The daemon has another working directory.
+            let archive = archive.canonicalize().with_context(|| format!("find {}", archive.display()))?;
+            print_images(&ask(&config, Request::Import { archive }).await?);
+        }
+        ImageCommand::List => print_table(&ask(&config, Request::List).await?),
+        ImageCommand::Remove { names } => {
+            for name in names {
+                print_removed(&ask(&config, Request::Remove { name }).await?);
+            }
+        }
+        ImageCommand::Prune => print_removed(&ask(&config, Request::Prune).await?),
+        ImageCommand::Inspect { name } => {
+            let found = ask(&config, Request::Inspect { name }).await?;
+            println!("{}", serde_json::to_string_pretty(&found).context("print the image")?);
+        }
+    }
+    Ok(())
+}
+
+async fn ask(config: &NodeConfig, request: Request) -> anyhow::Result<Value> {
+    let (replies, queue) = mpsc::unbounded_channel();
+    let shown = tokio::spawn(show(queue));
+    if !admin::ask(&config.paths.admin_socket(), &request, &replies).await? {
+        let store = Store::open(config.paths.data.join("images"), registry_config(config))?;
+        admin::answer(&store, request, replies).await;
+    } else {
+        drop(replies);
+    }
+    match shown.await.context("show progress")? {
+        Some(Reply::Done(value)) => Ok(value),
+        Some(Reply::Failed(why)) => bail!("{why}"),
+        _ => bail!("the daemon ended in the middle: its log says why"),
+    }
+}
+
+/// Shows progress on a terminal, one bar a layer; returns the last reply.
+async fn show(mut queue: mpsc::UnboundedReceiver<Reply>) -> Option<Reply> {
+    let terminal = std::io::stderr().is_terminal();
+    let bars = MultiProgress::new();
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {bytes:>10}/{total_bytes:10} {msg:11}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let mut layers: HashMap<String, ProgressBar> = HashMap::new();
+    while let Some(reply) = queue.recv().await {
+        match reply {
+            Reply::Say(text) if terminal => {
+                // A line that can't be shown is no reason to stop.
+                let _shown = bars.println(text);
+            }
+            Reply::Layer { digest, state, done, total } if terminal => {
+                let bar = layers.entry(digest.clone()).or_insert_with(|| {
+                    let short = digest
+                        .split(':')
+                        .next_back()
+                        .unwrap_or_default()
+                        .chars()
+                        .take(12)
+                        .collect::<String>();
+                    bars.add(ProgressBar::new(total).with_style(style.clone()).with_prefix(short))
+                });
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.set_message(state);
+            }
+            Reply::Say(_) | Reply::Layer { .. } => {}
+            last => {
+                layers.values().for_each(ProgressBar::abandon);
+                return Some(last);
+            }
+        }
+    }
+    None
+}
+
+fn print_images(images: &Value) {
+    for image in images.as_array().into_iter().flatten() {
+        let names = names(image);
+        println!(
+            "{}  {}",
+            if names.is_empty() { "<none>".to_owned() } else { names.join(", ") },
+            text(&image["id"])
+        );
+    }
+}
+
+fn print_removed(removed: &Value) {
+    for name in removed["untagged"].as_array().into_iter().flatten() {
+        println!("untagged {}", text(name));
+    }
+    for id in removed["deleted"].as_array().into_iter().flatten() {
+        println!("deleted  {}", text(id));
+    }
+    println!("{:.1} MiB freed", removed["bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20));
+}
+
+fn print_table(images: &Value) {
+    println!("{:<50} {:<15} {:>10}", "IMAGE", "ID", "SIZE");
+    for image in images.as_array().into_iter().flatten() {
+        let id: String = text(&image["id"]).trim_start_matches("sha256:").chars().take(13).collect();
+        let size = format!("{:.1} MiB", image["size"].as_f64().unwrap_or(0.0) / f64::from(1 << 20));
+        let mut names = names(image);
+        if names.is_empty() {
+            names.push("<none>".to_owned());
+        }
+        for name in names {
+            println!("{name:<50} {id:<15} {size:>10}");
+        }
+    }
+}
+
+/// Tags, or digests where there is no tag.
+fn names(image: &Value) -> Vec<String> {
+    let list = |key: &str| -> Vec<String> {
+        image[key].as_array().into_iter().flatten().map(|name| text(name).to_owned()).collect()
+    };
+    let tags = list("tags");
+    if tags.is_empty() { list("digests") } else { tags }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

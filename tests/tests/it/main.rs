@@ -1,0 +1,21 @@
+//! The built binary, seen from outside: kubectl, crictl, curl, signals.
+
+mod bad_input;
+mod crictl;
+mod deployment;
+mod kubectl;
+mod life;
+mod manifests;
+mod node;
+mod survival;
+mod volumes;
+
+/// Ends a test early, and says so, where scenarios can't run.
+macro_rules! needs_root {
+    () => {
+        if !tests::can_run() {
+            return Ok(());
+        }
+    };
+}
+pub(crate) use needs_root;
