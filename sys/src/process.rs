@@ -278,6 +278,60 @@ pub unsafe fn place_fd(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_dup3, fd.as_raw_fd(), number, 0) }).map(drop)
 }
 
+/// Sets a resource limit of the calling process; `u64::MAX` is infinity.
+///
+/// # Errors
+/// Those of setrlimit(2): `EPERM` for raising a hard limit without CAP_SYS_RESOURCE.
+pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let null = std::ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: the kernel reads one rlimit64, which lives through the call, and writes nothing.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, null) }).map(drop)
+}
+
+/// Sets the supplementary groups of the calling thread.
+///
+/// # Errors
+/// Those of setgroups(2).
+pub fn set_groups(groups: &[u32]) -> Result<()> {
+    // SAFETY: the kernel reads `len` group ids from the slice.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// Takes a descriptor that this program inherited at a known number, and makes it close-on-exec.
+///
+/// # Safety
+/// Nothing else in this process may own or use the number.
+///
+/// # Errors
+/// `EBADF` when it is not open.
+pub unsafe fn inherited(number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: the caller promises that nobody else owns it; `fcntl` tells whether it is open, and
+    // on failure the number is not closed, because nothing owns it yet.
+    unsafe {
+        rustix::io::fcntl_setfd(BorrowedFd::borrow_raw(number), rustix::io::FdFlags::CLOEXEC)?;
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+/// The whole life of the first process of a pid namespace: children are reaped by the kernel, and
+/// SIGTERM or SIGINT ends it.
+pub fn reap_for_ever() -> ! {
+    extern "C" fn end(_: libc::c_int) {
+        exit_now(0)
+    }
+    let handler: extern "C" fn(libc::c_int) = end;
+    // SAFETY: ignoring SIGCHLD makes the kernel reap; the handler makes one system call.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        libc::signal(libc::SIGTERM, handler as libc::sighandler_t);
+        libc::signal(libc::SIGINT, handler as libc::sighandler_t);
+    }
+    loop {
+        rustix::event::pause();
+    }
+}
+
 /// Makes the terminal on `fd` the controlling terminal of the calling session leader.
 ///
 /// # Errors
@@ -300,6 +354,8 @@ pub struct Command<'a> {
     pub fds: Vec<BorrowedFd<'a>>,
     /// Start in a session of its own.
     pub new_session: bool,
+    /// The cgroup (directory) that it starts in; `None` is the caller's.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// Detach: the program's parent is not the caller but whoever adopts orphans.
     pub detached: bool,
 }
@@ -329,7 +385,7 @@ pub fn spawn(command: Command<'_>) -> Result<OwnedFd> {
         detached: command.detached,
     };
     // SAFETY: the child makes system calls only: all that it needs is allocated in `child`.
-    let Cloned::Parent { pidfd, .. } = (unsafe { clone3(0, None, false) })? else {
+    let Cloned::Parent { pidfd, .. } = (unsafe { clone3(0, command.cgroup, false) })? else {
         let errno = child.run();
         report(child.report, REPORT_ERRNO, errno.raw_os_error());
         exit_now(127)
@@ -446,7 +502,7 @@ mod tests {
         let shell = open(c"/bin/sh");
         let args = ["sh", "-c", script].map(|s| CString::new(s).unwrap()).to_vec();
         let env = vec![CString::new("A=b").unwrap()];
-        spawn(Command { program: shell.as_fd(), args, env, fds, new_session: true, detached })
+        spawn(Command { program: shell.as_fd(), args, env, fds, new_session: true, cgroup: None, detached })
     }
 
     #[test]
@@ -483,6 +539,7 @@ mod tests {
             env: vec![],
             fds: vec![],
             new_session: false,
+            cgroup: None,
             detached: true,
         };
         assert_eq!(spawn(command).unwrap_err(), Errno::NOEXEC);

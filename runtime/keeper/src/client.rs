@@ -99,6 +99,8 @@ pub struct ExecReply {
     pub pid: i32,
     /// The process.
     pub pidfd: OwnedFd,
+    /// Master of its terminal, if one was asked for; non-blocking.
+    pub terminal: Option<OwnedFd>,
     /// What did not go as asked.
     pub warnings: Vec<String>,
 }
@@ -209,8 +211,9 @@ impl Keeper {
         match self.call_with(Op::Exec(Box::new(plan)), fds).await? {
             (Answer::ExecStarted { pid, warnings }, fds) => {
                 let missing = || ClientError::UnexpectedAnswer("exec without a pidfd".to_owned());
-                let pidfd = fds.into_iter().next().ok_or_else(missing)?;
-                Ok(ExecReply { pid, pidfd, warnings })
+                let mut fds = fds.into_iter();
+                let pidfd = fds.next().ok_or_else(missing)?;
+                Ok(ExecReply { pid, pidfd, terminal: fds.next(), warnings })
             }
             (other, _) => Err(unexpected(&other)),
         }
@@ -414,6 +417,20 @@ pub fn async_fd(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
 /// # Errors
 /// Those of memfd_create(2), clone3(2) and execveat(2).
 pub fn spawn(binary: &[u8], socket: &Path, log: Option<BorrowedFd<'_>>) -> sys::Result<OwnedFd> {
+    spawn_in(binary, socket, log, None)
+}
+
+/// As [`spawn`], in a cgroup of its own (a directory descriptor), so that nothing that ends the
+/// daemon's cgroup ends the keeper.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_in(
+    binary: &[u8],
+    socket: &Path,
+    log: Option<BorrowedFd<'_>>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> sys::Result<OwnedFd> {
     let program = sys::memfd::sealed(c"orlop-keeper", binary)?;
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     let null = rustix::fs::open(c"/dev/null", flags, rustix::fs::Mode::empty())?;
@@ -425,6 +442,7 @@ pub fn spawn(binary: &[u8], socket: &Path, log: Option<BorrowedFd<'_>>) -> sys::
         env: Vec::new(),
         fds: vec![null.as_fd(), null.as_fd(), log.unwrap_or(null.as_fd())],
         new_session: true,
+        cgroup,
         detached: true,
     })
 }

@@ -11,6 +11,7 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod plan;
+pub mod program;
 pub mod protocol;
 pub mod wire;
 

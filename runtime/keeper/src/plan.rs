@@ -365,10 +365,12 @@ pub enum ExecStdio {
         /// Standard error.
         stderr: Option<FdIndex>,
     },
-    /// The slave side of a pseudo-terminal; it becomes the controlling terminal.
+    /// A new pseudo-terminal of the container's own devpts; the reply carries its master.
     Terminal {
-        /// The slave.
-        slave: FdIndex,
+        /// Columns at the start.
+        columns: u16,
+        /// Rows at the start.
+        rows: u16,
     },
 }
 

@@ -142,7 +142,8 @@ pub enum Answer {
     /// A container or init runs. Descriptors: the pidfd, then those that `streams` lists, in
     /// the order stdin, stdout, stderr, terminal.
     Launched(Launched),
-    /// An exec runs. Descriptor 0: its pidfd.
+    /// An exec runs. Descriptor 0: its pidfd; descriptor 1, if a terminal was asked for: the
+    /// terminal's master, non-blocking.
     ExecStarted {
         /// Process id in the node's pid namespace.
         pid: i32,

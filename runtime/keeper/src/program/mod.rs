@@ -1,0 +1,130 @@
+//! The keeper program itself: one thread, one epoll loop.
+//!
+//! Guarantees: a container's life depends on this process only for its log and its exit code;
+//! no request of the daemon blocks the loop.
+//! Assumes: it is started as root by `client::spawn`, with nothing but standard streams.
+
+pub mod child;
+pub mod connection;
+pub mod container;
+pub mod handover;
+pub mod isolate;
+pub mod launch;
+pub mod log;
+pub mod report;
+pub mod requests;
+pub mod server;
+pub mod upgrade;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use sys::Errno;
+
+/// Why the keeper could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// The command line makes no sense.
+    #[error("usage: orlop-keeper --socket PATH | init")]
+    Usage,
+    /// Another keeper answers at the socket.
+    #[error("a keeper already listens at {0}")]
+    AlreadyRunning(PathBuf),
+    /// A kernel call failed.
+    #[error("{step}")]
+    Os {
+        /// What was tried.
+        step: &'static str,
+        /// Why.
+        source: Errno,
+    },
+    /// The state of the keeper before the upgrade could not be understood.
+    #[error("resume after an upgrade")]
+    Resume(#[source] postcard::Error),
+}
+
+/// Adds the step to a kernel error.
+pub(crate) fn step<T>(step: &'static str, result: sys::Result<T>) -> Result<T, ProgramError> {
+    result.map_err(|source| ProgramError::Os { step, source })
+}
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Mode {
+    Listen(PathBuf),
+    Resume(i32),
+    Init,
+}
+
+fn parse(args: &[OsString]) -> Result<Mode, ProgramError> {
+    match args {
+        [flag, path] if flag == "--socket" => Ok(Mode::Listen(path.into())),
+        [flag, fd] if flag == "--resume" => {
+            fd.to_str().and_then(|fd| fd.parse().ok()).map(Mode::Resume).ok_or(ProgramError::Usage)
+        }
+        [word] if word == "init" => Ok(Mode::Init),
+        _ => Err(ProgramError::Usage),
+    }
+}
+
+/// Runs the program with its arguments (without the name). Returns when a daemon asked it to quit.
+///
+/// # Errors
+/// See [`ProgramError`].
+pub fn run(args: &[OsString]) -> Result<(), ProgramError> {
+    let mode = parse(args)?;
+    // Nobody may look into this process, nor into its children before their exec.
+    let not_dumpable = rustix::process::DumpableBehavior::NotDumpable;
+    step("forbid core dumps", rustix::process::set_dumpable_behavior(not_dumpable))?;
+    match mode {
+        Mode::Listen(path) => {
+            step("set the name", rustix::thread::set_name(c"orlop-keeper"))?;
+            if sys::socket::connect(&path).is_ok() {
+                return Err(ProgramError::AlreadyRunning(path));
+            }
+            let listener = step("listen", sys::socket::listen(&path))?;
+            step("enter an empty mount namespace", isolate::enter_empty_namespace())?;
+            server::Server::new(listener)?.run()
+        }
+        Mode::Resume(fd) => {
+            step("set the name", rustix::thread::set_name(c"orlop-keeper"))?;
+            upgrade::resume(fd)?.run()
+        }
+        Mode::Init => {
+            step("set the name", rustix::thread::set_name(c"orlop-init"))?;
+            become_nobody()?;
+            sys::process::reap_for_ever()
+        }
+    }
+}
+
+/// The init of a shared pid namespace needs no right at all.
+fn become_nobody() -> Result<(), ProgramError> {
+    let nobody = 65534;
+    step("limit capabilities", sys::caps::limit_bounding(0))?;
+    step("drop groups", sys::process::set_groups(&[]))?;
+    let gid = rustix::process::Gid::from_raw(nobody);
+    step("change the group", rustix::thread::set_thread_res_gid(gid, gid, gid))?;
+    let uid = rustix::process::Uid::from_raw(nobody);
+    step("change the user", rustix::thread::set_thread_res_uid(uid, uid, uid))?;
+    step("drop capabilities", sys::caps::set(sys::caps::Sets::default()))?;
+    step("forbid new privileges", rustix::thread::set_no_new_privs(true))?;
+    // Changing the user made it dumpable by the system's setting.
+    let not_dumpable = rustix::process::DumpableBehavior::NotDumpable;
+    step("forbid core dumps", rustix::process::set_dumpable_behavior(not_dumpable))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line() {
+        let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(parse(&args(&["--socket", "/run/s"])).unwrap(), Mode::Listen("/run/s".into()));
+        assert_eq!(parse(&args(&["--resume", "7"])).unwrap(), Mode::Resume(7));
+        assert_eq!(parse(&args(&["init"])).unwrap(), Mode::Init);
+        assert!(parse(&args(&["--resume", "x"])).is_err());
+        assert!(parse(&[]).is_err());
+    }
+}
