@@ -1,0 +1,126 @@
+//! A container as the runtime is asked for it.
+
+pub mod env;
+pub mod expand;
+pub mod fields;
+pub mod resources;
+pub mod security;
+
+use std::path::Path;
+
+use cri_api::v1 as cri;
+use k8s_openapi::api::core::v1::{Container, Pod};
+
+use crate::labels;
+use crate::pod::hash;
+use crate::pod::view;
+use security::ImageUser;
+
+/// All that a container's configuration is made from.
+pub struct Wanted<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// The container's specification.
+    pub spec: &'a Container,
+    /// Restart count.
+    pub attempt: u32,
+    /// What to wait should it end.
+    pub backoff: std::time::Duration,
+    /// The image as the runtime knows it: its id.
+    pub image_id: &'a str,
+    /// Whom the image wants to run as.
+    pub image_user: &'a ImageUser,
+    /// Its environment.
+    pub env: &'a [(String, Vec<u8>)],
+    /// Its mounts.
+    pub mounts: Vec<cri::Mount>,
+    /// The node's memory in bytes.
+    pub node_memory: i64,
+    /// Where `localhostProfile` paths begin.
+    pub seccomp_root: &'a Path,
+}
+
+/// Makes the configuration. The error is the message of `CreateContainerConfigError`.
+pub fn config(w: Wanted<'_>) -> Result<cri::ContainerConfig, String> {
+    let (command, args) = env::command(w.spec, w.env);
+    let named = w.spec.image.clone().unwrap_or_default();
+    Ok(cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: w.spec.name.clone(), attempt: w.attempt }),
+        image: Some(cri::ImageSpec {
+            image: w.image_id.into(),
+            user_specified_image: named,
+            ..Default::default()
+        }),
+        command,
+        args,
+        working_dir: w.spec.working_dir.clone().unwrap_or_default(),
+        envs: w
+            .env
+            .iter()
+            .map(|(key, value)| cri::KeyValue { key: key.clone(), value: value.clone().into() })
+            .collect(),
+        mounts: w.mounts,
+        labels: container_labels(w.pod, w.spec),
+        annotations: annotations(w.pod, w.spec, w.attempt, w.backoff),
+        log_path: format!("{}/{}.log", w.spec.name, w.attempt),
+        stdin: w.spec.stdin.unwrap_or(false),
+        stdin_once: w.spec.stdin_once.unwrap_or(false),
+        tty: w.spec.tty.unwrap_or(false),
+        linux: Some(cri::LinuxContainerConfig {
+            resources: Some(resources::container(w.pod, w.spec, w.node_memory)),
+            security_context: Some(security::container(w.pod, w.spec, w.image_user, w.seccomp_root)?),
+        }),
+        stop_signal: stop_signal(w.spec) as i32,
+        ..Default::default()
+    })
+}
+
+fn container_labels(pod: &Pod, spec: &Container) -> std::collections::BTreeMap<String, String> {
+    let meta = &pod.metadata;
+    [
+        (labels::POD_NAME, meta.name.clone()),
+        (labels::POD_NAMESPACE, meta.namespace.clone()),
+        (labels::POD_UID, meta.uid.clone()),
+        (labels::CONTAINER_NAME, Some(spec.name.clone())),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.unwrap_or_default()))
+    .collect()
+}
+
+fn annotations(
+    pod: &Pod,
+    spec: &Container,
+    attempt: u32,
+    backoff: std::time::Duration,
+) -> std::collections::BTreeMap<String, String> {
+    let mut all = std::collections::BTreeMap::new();
+    let mut put = |key: &str, value: String| all.insert(key.to_owned(), value);
+    put(labels::CONTAINER_HASH, hash::of(spec));
+    put(labels::RESTART_COUNT, attempt.to_string());
+    put(labels::BACKOFF, backoff.as_millis().to_string());
+    put(
+        labels::TERMINATION_MESSAGE_PATH,
+        spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".into()),
+    );
+    put(
+        labels::TERMINATION_MESSAGE_POLICY,
+        spec.termination_message_policy.clone().unwrap_or_else(|| "File".into()),
+    );
+    let grace = view::spec(pod).termination_grace_period_seconds.unwrap_or(30);
+    put(labels::TERMINATION_GRACE, grace.to_string());
+    // Both are plain data; a value that cannot be written is left out.
+    if let Some(text) = spec.ports.as_ref().and_then(|p| serde_json::to_string(p).ok()) {
+        put(labels::CONTAINER_PORTS, text);
+    }
+    let pre_stop = spec.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
+    if let Some(text) = pre_stop.and_then(|p| serde_json::to_string(p).ok()) {
+        put(labels::PRE_STOP, text);
+    }
+    all
+}
+
+fn stop_signal(spec: &Container) -> cri::Signal {
+    let name = spec.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref()).unwrap_or("");
+    cri::Signal::from_str_name(&format!("SIGNAL_{name}")).unwrap_or(cri::Signal::RuntimeDefault)
+}

@@ -1,0 +1,199 @@
+//! The Node object, as this kubelet writes it.
+//!
+//! Guarantees: pure; labels, taints and conditions of others are left alone.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::facts::Machine;
+use crate::config::Config;
+use crate::quantity;
+
+/// What the runtime says about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Runtime {
+    /// `orlop://0.1.0`.
+    pub version: String,
+    /// It can run pods; else why not.
+    pub not_ready: Option<String>,
+    /// What it cannot enforce on this machine: condition type, reason, message.
+    pub limits: Vec<(String, String, String)>,
+    /// Images it has.
+    pub images: Vec<ContainerImage>,
+}
+
+/// Changing facts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pressure {
+    /// Little memory is left.
+    pub memory: bool,
+    /// Little disk is left.
+    pub disk: bool,
+    /// Few process ids are left.
+    pub pids: bool,
+}
+
+/// The object to create when the node isn't registered yet.
+pub fn fresh(config: &Config, machine: &Machine) -> Node {
+    Node {
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels(config, machine)),
+            annotations: Some([("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec {
+            taints: (!config.register_with_taints.is_empty()).then(|| config.register_with_taints.clone()),
+            provider_id: config.provider_id.clone(),
+            ..NodeSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The labels that a kubelet gives its node.
+pub fn labels(config: &Config, machine: &Machine) -> BTreeMap<String, String> {
+    let mut labels = config.node_labels.clone();
+    let arch = machine.info.architecture.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", config.hostname.clone()),
+        ("kubernetes.io/os", "linux".into()),
+        ("kubernetes.io/arch", arch.clone()),
+        ("beta.kubernetes.io/os", "linux".into()),
+        ("beta.kubernetes.io/arch", arch),
+    ] {
+        labels.insert(key.into(), value);
+    }
+    labels
+}
+
+/// The status; `before` keeps transition times.
+pub fn status(
+    config: &Config,
+    machine: &Machine,
+    runtime: &Runtime,
+    pressure: &Pressure,
+    port: i32,
+    before: &NodeStatus,
+    now: Timestamp,
+) -> NodeStatus {
+    let capacity = capacity(config, machine);
+    let mut info = machine.info.clone();
+    info.container_runtime_version = runtime.version.clone();
+    info.kubelet_version = config.kubelet_version.clone();
+    info.kube_proxy_version = String::new();
+    let mut addresses: Vec<NodeAddress> = config
+        .node_ips
+        .iter()
+        .map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() })
+        .collect();
+    addresses.push(NodeAddress { type_: "Hostname".into(), address: config.hostname.clone() });
+    NodeStatus {
+        allocatable: Some(allocatable(config, &capacity)),
+        capacity: Some(capacity),
+        conditions: Some(conditions(runtime, pressure, before, now)),
+        addresses: Some(addresses),
+        daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port }) }),
+        node_info: Some(info),
+        images: Some(runtime.images.clone()),
+        ..NodeStatus::default()
+    }
+}
+
+fn capacity(config: &Config, machine: &Machine) -> BTreeMap<String, Quantity> {
+    [
+        ("cpu", machine.cpus.to_string()),
+        ("memory", format!("{}Ki", machine.memory / 1024)),
+        ("ephemeral-storage", format!("{}Ki", machine.storage / 1024)),
+        ("pods", config.max_pods.to_string()),
+        ("hugepages-1Gi", "0".into()),
+        ("hugepages-2Mi", "0".into()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.into(), Quantity(value)))
+    .collect()
+}
+
+fn allocatable(config: &Config, capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+    let mut left = capacity.clone();
+    for (kind, reserved) in &config.reserved {
+        let (Some(all), Some(taken)) =
+            (left.get(kind).and_then(|q| quantity::milli(&q.0)), quantity::milli(reserved))
+        else {
+            continue;
+        };
+        let rest = (all - taken).max(0);
+        let text = if kind == "cpu" { format!("{rest}m") } else { (rest / 1000).to_string() };
+        left.insert(kind.clone(), Quantity(text));
+    }
+    left
+}
+
+fn conditions(runtime: &Runtime, pressure: &Pressure, before: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
+    let word = |bad: bool, kind: &str, yes: (&str, &str), no: (&str, &str)| {
+        let (reason, message) = if bad { yes } else { no };
+        (kind.to_owned(), bad, reason.to_owned(), message.to_owned())
+    };
+    let mut words = vec![
+        word(
+            pressure.memory,
+            "MemoryPressure",
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        word(
+            pressure.disk,
+            "DiskPressure",
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        word(
+            pressure.pids,
+            "PIDPressure",
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+    ];
+    words.push(match &runtime.not_ready {
+        None => ("Ready".into(), true, "KubeletReady".into(), "kubelet is posting ready status".into()),
+        Some(why) => ("Ready".into(), false, "KubeletNotReady".into(), why.clone()),
+    });
+    for (kind, reason, message) in &runtime.limits {
+        words.push((kind.clone(), true, reason.clone(), message.clone()));
+    }
+    let old = before.conditions.as_deref().unwrap_or_default();
+    words
+        .into_iter()
+        .map(|(kind, holds, reason, message)| {
+            let status = if holds { "True" } else { "False" };
+            let same = old.iter().find(|c| c.type_ == kind && c.status == status);
+            NodeCondition {
+                last_transition_time: same.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+                last_heartbeat_time: Some(Time(now)),
+                message: Some(message),
+                reason: Some(reason),
+                status: status.into(),
+                type_: kind,
+            }
+        })
+        .collect()
+}
+
+/// Whether two statuses differ in more than their heartbeats.
+pub fn differs(a: &NodeStatus, b: &NodeStatus) -> bool {
+    let strip = |s: &NodeStatus| {
+        let mut s = s.clone();
+        for c in s.conditions.iter_mut().flatten() {
+            c.last_heartbeat_time = None;
+            c.last_transition_time = None;
+        }
+        s
+    };
+    strip(a) != strip(b)
+}

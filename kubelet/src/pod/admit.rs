@@ -1,0 +1,144 @@
+//! What this kubelet refuses to run, with the reason and what to do about it.
+//!
+//! Guarantees: nothing a pod asks for is silently ignored: either it is done or the pod fails with a
+//! message that names the field. The same table stands in `docs/kubelet-refusals.md`.
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+
+use super::step::Ended;
+use super::view::{self, host_network};
+use crate::config::Config;
+
+/// Refusals of whole pods: `status.reason` of most of them.
+const UNSUPPORTED: &str = "UnsupportedPodFeature";
+
+/// One row: the field, whether the pod uses it, what to do.
+type Row<T> = (&'static str, fn(&T) -> bool, &'static str);
+
+const OF_POD: &[Row<PodSpec>] = &[
+    ("spec.runtimeClassName", |s| s.runtime_class_name.as_deref().is_some_and(|n| !n.is_empty()), "remove it: only the built-in runtime is there"),
+    ("spec.hostUsers: false", |s| s.host_users == Some(false), "remove it: user namespaces are not supported yet"),
+    ("spec.resourceClaims", |s| !s.resource_claims.as_deref().unwrap_or_default().is_empty(), "remove them: dynamic resource allocation is not supported"),
+    ("spec.ephemeralContainers", |s| !s.ephemeral_containers.as_deref().unwrap_or_default().is_empty(), "use a container or kubectl exec"),
+    ("spec.overhead", |s| s.overhead.as_ref().is_some_and(|o| !o.is_empty()), "remove it: it belongs to runtime classes"),
+    ("spec.os.name: windows", |s| s.os.as_ref().is_some_and(|o| o.name == "windows"), "run it on a Windows node"),
+    ("spec.securityContext.seLinuxOptions", |s| s.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some()), "remove it: SELinux labels are not applied"),
+    ("spec.securityContext.appArmorProfile", |s| s.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref()).is_some_and(|p| p.type_ != "Unconfined"), "use type Unconfined or remove it"),
+    ("spec.securityContext.windowsOptions", |s| s.security_context.as_ref().is_some_and(|c| c.windows_options.is_some()), "run it on a Windows node"),
+];
+
+const OF_CONTAINER: &[Row<Container>] = &[
+    ("volumeDevices", |c| !c.volume_devices.as_deref().unwrap_or_default().is_empty(), "use volumeMounts: block volumes are not supported"),
+    ("restartPolicyRules", |c| !c.restart_policy_rules.as_deref().unwrap_or_default().is_empty(), "use restartPolicy"),
+    ("resources.claims", |c| c.resources.as_ref().is_some_and(|r| !r.claims.as_deref().unwrap_or_default().is_empty()), "remove them: dynamic resource allocation is not supported"),
+    ("securityContext.seLinuxOptions", |c| c.security_context.as_ref().is_some_and(|s| s.se_linux_options.is_some()), "remove it: SELinux labels are not applied"),
+    ("securityContext.appArmorProfile", |c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()).is_some_and(|p| p.type_ != "Unconfined"), "use type Unconfined or remove it"),
+    ("securityContext.windowsOptions", |c| c.security_context.as_ref().is_some_and(|s| s.windows_options.is_some()), "run it on a Windows node"),
+    ("resources.limits of extended resources", extended, "remove them: device plugins are not supported"),
+    ("env valueFrom.fileKeyRef", |c| c.env.iter().flatten().any(|e| e.value_from.as_ref().is_some_and(|v| v.file_key_ref.is_some())), "use configMapKeyRef or secretKeyRef"),
+    ("lifecycle tcpSocket", |c| c.lifecycle.as_ref().is_some_and(|l| [&l.post_start, &l.pre_stop].iter().any(|h| h.as_ref().is_some_and(|h| h.tcp_socket.is_some()))), "use exec, httpGet or sleep"),
+];
+
+const OF_VOLUME: &[Row<Volume>] = &[
+    ("persistentVolumeClaim", |v| v.persistent_volume_claim.is_some(), "use hostPath or emptyDir: persistent volumes are not supported yet"),
+    ("ephemeral", |v| v.ephemeral.is_some(), "use emptyDir"),
+    ("csi", |v| v.csi.is_some(), "CSI drivers are not supported yet"),
+    ("image", |v| v.image.is_some(), "image volumes are not supported yet"),
+    ("nfs", |v| v.nfs.is_some(), "mount it on the node and use hostPath"),
+    ("iscsi", |v| v.iscsi.is_some(), "mount it on the node and use hostPath"),
+    ("fc", |v| v.fc.is_some(), "mount it on the node and use hostPath"),
+    ("gitRepo", |v| v.git_repo.is_some(), "clone in an init container: gitRepo volumes are not secure"),
+    ("emptyDir.medium: HugePages", |v| v.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages")), "use medium Memory"),
+    ("projected clusterTrustBundle", |v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()).any(|s| s.cluster_trust_bundle.is_some()), "use a configMap source"),
+    ("projected podCertificate", |v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()).any(|s| s.pod_certificate.is_some()), "use a secret source"),
+];
+
+/// Sysctls that any pod may set: they are namespaced and harm nobody else.
+const SAFE_SYSCTLS: &[&str] = &[
+    "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
+];
+
+/// `Err` with how the pod is to fail.
+pub fn check(config: &Config, pod: &Pod) -> Result<(), Ended> {
+    let spec = view::spec(pod);
+    let refuse = |what: String, todo: &str| {
+        Err(Ended {
+            success: false,
+            reason: Some(UNSUPPORTED.into()),
+            message: Some(format!("Pod was rejected: {what} is not supported on this node: {todo}")),
+        })
+    };
+    for (what, uses, todo) in OF_POD {
+        if uses(spec) {
+            return refuse((*what).into(), todo);
+        }
+    }
+    for member in view::members(spec) {
+        for (what, uses, todo) in OF_CONTAINER {
+            if uses(member.spec) {
+                return refuse(format!("{what} of container \"{}\"", member.name()), todo);
+            }
+        }
+    }
+    for volume in spec.volumes.iter().flatten() {
+        for (what, uses, todo) in OF_VOLUME {
+            if uses(volume) {
+                return refuse(format!("{what} of volume \"{}\"", volume.name), todo);
+            }
+        }
+        if crate::volumes::host_path_of(std::path::Path::new("/"), volume).is_none() {
+            return refuse(format!("the source of volume \"{}\"", volume.name), "use one of emptyDir, hostPath, configMap, secret, downwardAPI, projected");
+        }
+    }
+    sysctls(config, pod)?;
+    localhost_profiles(spec)
+}
+
+fn extended(c: &Container) -> bool {
+    let native = |name: &str| matches!(name, "cpu" | "memory" | "ephemeral-storage");
+    let limits = c.resources.as_ref().and_then(|r| r.limits.as_ref());
+    limits.is_some_and(|l| l.iter().any(|(name, amount)| !native(name) && amount.0 != "0"))
+}
+
+fn sysctls(config: &Config, pod: &Pod) -> Result<(), Ended> {
+    let list = view::spec(pod).security_context.as_ref().and_then(|s| s.sysctls.as_ref());
+    for sysctl in list.into_iter().flatten() {
+        let name = sysctl.name.replace('/', ".");
+        let allowed = config.allowed_unsafe_sysctls.iter().any(|rule| match rule.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => *rule == name,
+        });
+        let of_host = name.starts_with("net.") && host_network(pod);
+        if of_host || (!SAFE_SYSCTLS.contains(&name.as_str()) && !allowed) {
+            return Err(Ended {
+                success: false,
+                reason: Some("SysctlForbidden".into()),
+                message: Some(format!("Pod was rejected: forbidden sysctl: \"{}\" not allowlisted", sysctl.name)),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A Localhost seccomp profile needs a path, and one that stays below the profile directory.
+fn localhost_profiles(spec: &PodSpec) -> Result<(), Ended> {
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.seccomp_profile.as_ref());
+    let of_containers = view::members(spec)
+        .filter_map(|m| m.spec.security_context.as_ref().and_then(|s| s.seccomp_profile.as_ref()));
+    for profile in of_pod.into_iter().chain(of_containers).filter(|p| p.type_ == "Localhost") {
+        let path = profile.localhost_profile.as_deref().unwrap_or("");
+        if path.is_empty() || path.starts_with('/') || path.split('/').any(|p| p == "..") {
+            return Err(Ended {
+                success: false,
+                reason: Some("CreateContainerConfigError".into()),
+                message: Some(format!(
+                    "Pod was rejected: localhostProfile {path:?} must be a path below the seccomp directory when type is Localhost"
+                )),
+            });
+        }
+    }
+    Ok(())
+}

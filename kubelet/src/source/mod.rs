@@ -1,0 +1,5 @@
+//! Where pods come from: the apiserver and files.
+
+pub mod files;
+pub mod mirror;
+pub mod parse;

@@ -1,0 +1,134 @@
+//! The volumes of pods: set up, kept up to date, handed to containers, taken away.
+//!
+//! Layout below a pod's directory, the same as other kubelets':
+//! `volumes/kubernetes.io~<plugin>/<volume>`, `volume-subpaths/<volume>/<container>/<n>`,
+//! `containers/<name>/<attempt>` (termination messages), `etc-hosts`.
+//!
+//! Guarantees: setting up is idempotent, so a restarted kubelet does it again; taking away never
+//! follows a link and never removes below a mount.
+//! Caveats: the size limit of a disk-backed emptyDir is not enforced yet.
+
+pub mod atomic;
+pub mod container_mounts;
+pub mod host_path;
+pub mod mounts;
+pub mod payload;
+pub mod tokens;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
+
+use crate::pod::view;
+use crate::quantity;
+use payload::Inputs;
+
+/// Why a volume could not be set up. The text is what `kubectl describe` shows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume \"{volume}\" : {why}")]
+pub struct SetUpError {
+    /// The volume.
+    pub volume: String,
+    /// What went wrong.
+    pub why: String,
+}
+
+/// Sets up all volumes of a pod below `pod_dir`, or brings them up to date. Blocks on file I/O.
+/// Volumes that fail don't keep the others from being set up; the first failure is returned.
+pub fn set_up(pod_dir: &Path, inputs: &Inputs<'_>, now: Timestamp) -> Result<(), SetUpError> {
+    let mut first = Ok(());
+    for volume in view::spec(inputs.pod).volumes.iter().flatten() {
+        if let Err(why) = one(pod_dir, inputs, volume, now) {
+            first = first.and(Err(SetUpError { volume: volume.name.clone(), why }));
+        }
+    }
+    first
+}
+
+/// The host path behind a volume; `None` if its kind is not supported (admission refuses those).
+pub fn host_path_of(pod_dir: &Path, volume: &Volume) -> Option<PathBuf> {
+    if let Some(host) = &volume.host_path {
+        return Some(PathBuf::from(&host.path));
+    }
+    let plugin = match () {
+        () if volume.empty_dir.is_some() => "empty-dir",
+        () if volume.config_map.is_some() => "configmap",
+        () if volume.secret.is_some() => "secret",
+        () if volume.downward_api.is_some() => "downward-api",
+        () if volume.projected.is_some() => "projected",
+        () => return None,
+    };
+    Some(pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name))
+}
+
+fn one(pod_dir: &Path, inputs: &Inputs<'_>, volume: &Volume, now: Timestamp) -> Result<(), String> {
+    if let Some(host) = &volume.host_path {
+        return host_path::check(&host.path, host.type_.as_deref().unwrap_or(""));
+    }
+    let dir = host_path_of(pod_dir, volume).ok_or("the kind of volume is not supported")?;
+    let gid = fs_group(inputs.pod);
+    if let Some(source) = &volume.empty_dir {
+        return empty_dir(&dir, source, gid).map_err(|err| format!("make emptyDir: {err}"));
+    }
+    let files = payload::make(inputs, volume)?;
+    let write = || -> io::Result<()> {
+        if volume.config_map.is_some() {
+            fs::create_dir_all(&dir)?;
+        } else {
+            mounts::tmpfs(&dir, None, 0o755)?; // Secrets never touch a disk.
+        }
+        own(&dir, 0o755, gid)?;
+        atomic::write(&dir, &files, gid, now).map(|_| ())
+    };
+    write().map_err(|err| format!("write files: {err}"))
+}
+
+fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, gid: Option<u32>) -> io::Result<()> {
+    let fresh = !dir.exists();
+    match source.medium.as_deref() {
+        Some("Memory") => {
+            let limit = source.size_limit.as_ref().and_then(|q| quantity::whole(&q.0));
+            let size = limit.and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0);
+            let mounted = dir.exists() && mounts::is_mounted(dir)?;
+            mounts::tmpfs(dir, size, 0o777)?;
+            if mounted { Ok(()) } else { own(dir, 0o777, gid) }
+        }
+        _ => {
+            fs::create_dir_all(dir)?;
+            // What containers made of it since then is theirs.
+            if fresh { own(dir, 0o777, gid) } else { Ok(()) }
+        }
+    }
+}
+
+fn own(dir: &Path, mode: u32, gid: Option<u32>) -> io::Result<()> {
+    let setgid = if gid.is_some() { 0o2000 } else { 0 };
+    if gid.is_some() {
+        chown(dir, None, gid)?;
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode | setgid))
+}
+
+/// The group that owns the pod's volumes.
+pub fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = view::spec(pod).security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
+}
+
+/// Makes the directory of a pod: nobody else may look into `root/pods`, containers get mounts.
+pub fn make_pod_dir(pod_dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(pod_dir)?;
+    if let Some(pods) = pod_dir.parent() {
+        fs::set_permissions(pods, fs::Permissions::from_mode(0o700))?;
+    }
+    fs::set_permissions(pod_dir, fs::Permissions::from_mode(0o750))
+}
+
+/// Unmounts what is mounted for a pod and removes its volumes; disk-backed emptyDirs are lost with it.
+pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
+    mounts::remove_tree(pod_dir)
+}
