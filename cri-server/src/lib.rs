@@ -3,7 +3,38 @@
 //!
 //! Each group of calls is one file: translate (pure), call, map the error. `streaming` is the server behind
 //! the URLs of Exec, Attach and PortForward.
+//!
+//! Guarantees: lists and statuses are answered from memory; a repeated RunPodSandbox or CreateContainer gives
+//! the first one's id; what cannot be done is refused, never ignored.
+//! Assumes: one server over one runtime, image store and network.
 #![forbid(unsafe_code)]
 
-mod descriptor;
+mod config;
+pub use config::Config;
+
+mod server;
+pub use server::{CriServer, StartError};
+
+mod recover;
+
+mod sandbox;
+mod sandbox_spec;
+
+mod container;
+mod container_spec;
+
+mod exec;
 mod streaming;
+
+mod images;
+mod node;
+mod stats;
+
+mod events;
+
+mod descriptor;
+mod error;
+mod filter;
+mod index;
+mod meta;
+mod view;

@@ -1,0 +1,184 @@
+//! Containers as kubelets describe them, and what becomes of that.
+
+use cri_api::v1::{
+    Capability, CdiDevice, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext,
+};
+use oci_spec::image::ConfigBuilder;
+
+use super::*;
+
+fn words(list: &[&str]) -> Vec<String> {
+    list.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn image() -> ImageConfig {
+    ConfigBuilder::default()
+        .entrypoint(words(&["/entry"]))
+        .cmd(words(&["cmd"]))
+        .env(words(&["PATH=/bin", "A=image"]))
+        .working_dir("/work")
+        .user("app:web")
+        .stop_signal("SIGQUIT")
+        .volumes(words(&["/data", "/../etc"]))
+        .build()
+        .expect("a config")
+}
+
+fn translate_in(sandbox: &PodSandboxConfig, config: &ContainerConfig) -> Result<ContainerSpec, String> {
+    container_spec(Parts {
+        id: "c1".parse().expect("an id"),
+        sandbox: "s1".parse().expect("an id"),
+        config,
+        sandbox_config: sandbox,
+        image: Some(&image()),
+        rootfs: vec!["/layer".into()],
+        image_mounts: vec![vec!["/other".into()]],
+        sandbox_files: vec![("/etc/hosts", "/run/hosts".into()), ("/etc/resolv.conf", "/run/resolv".into())],
+        target: None,
+    })
+    .map_err(|status| status.message().to_owned())
+}
+
+fn translate(config: &ContainerConfig) -> Result<ContainerSpec, String> {
+    translate_in(&PodSandboxConfig { log_directory: "/logs".into(), ..Default::default() }, config)
+}
+
+fn with(context: LinuxContainerSecurityContext) -> ContainerConfig {
+    let linux = LinuxContainerConfig { security_context: Some(context), ..Default::default() };
+    ContainerConfig { linux: Some(linux), ..Default::default() }
+}
+
+fn refused(config: ContainerConfig, part: &str) {
+    let error = translate(&config).expect_err("refused");
+    assert!(error.contains(part), "{error}");
+}
+
+#[test]
+fn the_image_fills_what_is_left_out() {
+    let spec = translate(&ContainerConfig::default()).expect("good");
+    assert_eq!(spec.args, ["/entry", "cmd"]);
+    assert_eq!((spec.cwd.as_str(), spec.user.user.as_str()), ("/work", "app:web"));
+    assert_eq!(spec.stop_signal.as_deref(), Some("SIGQUIT"));
+    assert_eq!(spec.seccomp, Seccomp::RuntimeDefault);
+    assert_eq!((spec.log_path, spec.masked_paths), (None, None));
+    let config = ContainerConfig { args: words(&["x"]), ..Default::default() };
+    assert_eq!(translate(&config).expect("good").args, ["/entry", "x"]);
+    let config = ContainerConfig { command: words(&["/c"]), ..Default::default() };
+    assert_eq!(translate(&config).expect("good").args, ["/c"]);
+    let envs = vec![
+        KeyValue { key: "A".into(), value: b"mine".to_vec() },
+        KeyValue { key: "B".into(), value: b"=".to_vec() },
+    ];
+    let config = ContainerConfig {
+        envs,
+        working_dir: "/w".into(),
+        log_path: "c/0.log".into(),
+        stop_signal: Signal::Sigrtminplus3 as i32,
+        ..Default::default()
+    };
+    let spec = translate(&config).expect("good");
+    assert_eq!(spec.env, ["PATH=/bin", "A=mine", "B=="]);
+    assert_eq!(spec.log_path.as_deref(), Some(Path::new("/logs/c/0.log")));
+    assert_eq!((spec.cwd.as_str(), spec.stop_signal.as_deref()), ("/w", Some("SIGRTMIN+3")));
+}
+
+#[test]
+fn signals_have_names_and_numbers() {
+    assert_eq!(signal_of(None), Signal::Sigterm as i32);
+    assert_eq!(signal_of(Some("quit")), Signal::Sigquit as i32);
+    assert_eq!(signal_of(Some("SIGRTMAX-2")), Signal::Sigrtmaxminus2 as i32);
+}
+
+#[test]
+fn users_are_numbers_names_or_the_images() {
+    let number = |value| Some(Int64Value { value });
+    let context = LinuxContainerSecurityContext {
+        run_as_user: number(1000),
+        run_as_group: number(2000),
+        supplemental_groups: vec![5],
+        supplemental_groups_policy: SupplementalGroupsPolicy::Strict as i32,
+        ..Default::default()
+    };
+    let user = translate(&with(context.clone())).expect("good").user;
+    assert_eq!((user.user.as_str(), user.group, user.supplementary), ("1000", Some(2000), vec![5]));
+    assert_eq!(user.policy, GroupsPolicy::Strict);
+    refused(with(LinuxContainerSecurityContext { run_as_user: None, ..context.clone() }), "run_as_group");
+    refused(with(LinuxContainerSecurityContext { run_as_user: number(1 << 32), ..context.clone() }), "4294967296");
+    refused(with(LinuxContainerSecurityContext { run_as_user: number(-1), ..context }), "-1");
+}
+
+#[test]
+fn mounts_keep_what_they_ask_for() {
+    let mount = CriMount { container_path: "/m".into(), host_path: "/h".into(), ..Default::default() };
+    let one = |mount: CriMount| ContainerConfig { mounts: vec![mount], ..Default::default() };
+    let spec = translate(&one(CriMount {
+        readonly: true,
+        recursive_read_only: true,
+        mount_options: words(&["noexec"]),
+        ..mount.clone()
+    }))
+    .expect("good");
+    assert!(spec.mounts[0].readonly && spec.mounts[0].recursive_readonly && spec.mounts[0].noexec);
+    let targets: Vec<_> = spec.mounts.iter().map(|mount| mount.target.to_str().expect("text")).collect();
+    assert_eq!(targets, ["/m", "/etc/hosts", "/etc/resolv.conf"]);
+    let hosts = translate(&one(CriMount { container_path: "/etc/hosts".into(), ..mount.clone() })).expect("good");
+    assert_eq!(hosts.mounts.iter().filter(|m| m.target == Path::new("/etc/hosts")).count(), 1);
+    let image = CriMount {
+        host_path: String::new(),
+        image: Some(ImageSpec { image: "i".into(), ..Default::default() }),
+        image_sub_path: "d".into(),
+        ..mount.clone()
+    };
+    let spec = translate(&one(image)).expect("good");
+    let source = MountSource::Image { lower: vec!["/other".into()], sub_path: Some("d".into()) };
+    assert_eq!((&spec.mounts[0].source, spec.mounts[0].readonly), (&source, true));
+    refused(one(CriMount { host_path: "h".into(), ..mount.clone() }), "not absolute");
+    refused(one(CriMount { recursive_read_only: true, ..mount.clone() }), "recursively");
+    refused(one(CriMount { mount_options: words(&["suid"]), ..mount.clone() }), "suid");
+    refused(one(CriMount { uid_mappings: vec![Default::default()], ..mount }), "mapped ids");
+}
+
+#[test]
+fn volumes_of_a_read_only_root_can_be_written() {
+    let spec = translate(&with(LinuxContainerSecurityContext { readonly_rootfs: true, ..Default::default() }));
+    let mounts = spec.expect("good").mounts;
+    let volumes: Vec<_> = mounts.iter().filter(|m| matches!(m.source, MountSource::Tmpfs { .. })).collect();
+    assert_eq!(volumes.len(), 1, "never the one that leads out: {volumes:?}");
+    assert_eq!(volumes[0].target, Path::new("/data"));
+}
+
+#[test]
+fn security_is_on_unless_turned_off_and_never_half_applied() {
+    let profile = |kind: ProfileType, name: &str| {
+        Some(SecurityProfile { profile_type: kind as i32, localhost_ref: name.into() })
+    };
+    let seccomp = |seccomp| {
+        translate(&with(LinuxContainerSecurityContext { seccomp, ..Default::default() })).map(|spec| spec.seccomp)
+    };
+    assert_eq!(seccomp(profile(ProfileType::Unconfined, "")), Ok(Seccomp::Unconfined));
+    assert_eq!(seccomp(profile(ProfileType::Localhost, "a.json")), Ok(Seccomp::Localhost("a.json".into())));
+    assert!(seccomp(profile(ProfileType::Localhost, "")).is_err());
+    let privileged = LinuxContainerSecurityContext { privileged: true, ..Default::default() };
+    refused(with(privileged.clone()), "privileged sandbox");
+    let sandbox = PodSandboxConfig {
+        linux: Some(LinuxPodSandboxConfig {
+            security_context: Some(LinuxSandboxSecurityContext { privileged: true, ..Default::default() }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    assert!(translate_in(&sandbox, &with(privileged)).expect("good").privileged);
+    let apparmor = profile(ProfileType::Localhost, "mine");
+    refused(with(LinuxContainerSecurityContext { apparmor, ..Default::default() }), "AppArmor");
+    refused(ContainerConfig { cdi_devices: vec![CdiDevice { name: "gpu".into() }], ..Default::default() }, "CDI");
+    refused_log("../x.log");
+    refused_log("/x.log");
+    let capabilities = Some(Capability { drop_capabilities: words(&["ALL"]), ..Default::default() });
+    let spec = translate(&with(LinuxContainerSecurityContext { capabilities, ..Default::default() }));
+    assert_eq!(spec.expect("good").capabilities.drop, ["ALL"]);
+}
+
+fn refused_log(path: &str) {
+    refused(ContainerConfig { log_path: path.into(), ..Default::default() }, "log_path");
+}

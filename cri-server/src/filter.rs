@@ -1,0 +1,82 @@
+//! Which sandboxes and containers a list call wants. Pure.
+
+use std::collections::BTreeMap;
+
+use cri_api::v1::{Container, ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter, PodSandboxStatsFilter};
+
+/// Whether every wanted label is there.
+pub fn labels(wanted: &BTreeMap<String, String>, has: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| has.get(key) == Some(value))
+}
+
+/// Whether a list call wants a sandbox. No filter wants all.
+pub fn sandbox(filter: Option<&PodSandboxFilter>, row: &PodSandbox) -> bool {
+    filter.is_none_or(|filter| {
+        row.id.starts_with(&filter.id)
+            && filter.state.as_ref().is_none_or(|state| state.state == row.state)
+            && labels(&filter.label_selector, &row.labels)
+    })
+}
+
+/// Whether a list call wants a container.
+pub fn container(filter: Option<&ContainerFilter>, row: &Container) -> bool {
+    filter.is_none_or(|filter| {
+        row.id.starts_with(&filter.id)
+            && row.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
+            && filter.state.as_ref().is_none_or(|state| state.state == row.state)
+            && labels(&filter.label_selector, &row.labels)
+    })
+}
+
+/// Whether a statistics call wants a container.
+pub fn container_stats(filter: Option<&ContainerStatsFilter>, row: &Container) -> bool {
+    filter.is_none_or(|filter| {
+        row.id.starts_with(&filter.id)
+            && row.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
+            && labels(&filter.label_selector, &row.labels)
+    })
+}
+
+/// Whether a statistics call wants a sandbox.
+pub fn sandbox_stats(filter: Option<&PodSandboxStatsFilter>, row: &PodSandbox) -> bool {
+    filter.is_none_or(|filter| row.id.starts_with(&filter.id) && labels(&filter.label_selector, &row.labels))
+}
+
+#[cfg(test)]
+mod tests {
+    use cri_api::v1::{ContainerStateValue, PodSandboxStateValue};
+
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn all_conditions_must_hold() {
+        let row = PodSandbox { id: "abc".into(), state: 1, labels: map(&[("a", "1"), ("b", "2")]), ..Default::default() };
+        let check = |id: &str, state: Option<i32>, wanted: &[(&str, &str)]| {
+            let filter = PodSandboxFilter {
+                id: id.into(),
+                state: state.map(|state| PodSandboxStateValue { state }),
+                label_selector: map(wanted),
+            };
+            sandbox(Some(&filter), &row)
+        };
+        assert!(sandbox(None, &row));
+        assert!(check("", None, &[]));
+        assert!(check("ab", Some(1), &[("b", "2")]));
+        assert!(!check("b", None, &[]));
+        assert!(!check("", Some(0), &[]));
+        assert!(!check("", None, &[("b", "3")]));
+        assert!(!check("", None, &[("c", "")]));
+        let row = Container { id: "c1".into(), pod_sandbox_id: "abc".into(), state: 1, ..Default::default() };
+        let filter = ContainerFilter {
+            pod_sandbox_id: "ab".into(),
+            state: Some(ContainerStateValue { state: 1 }),
+            ..Default::default()
+        };
+        assert!(container(Some(&filter), &row));
+        assert!(!container(Some(&ContainerFilter { pod_sandbox_id: "x".into(), ..filter }), &row));
+    }
+}

@@ -1,0 +1,275 @@
+//! A sandbox's configuration as the runtime and the network want it. Pure.
+//!
+//! Guarantees: what this node cannot do is refused here, before anything is made.
+
+use std::net::IpAddr;
+
+use cri_api::v1::{
+    LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode as Mode, NamespaceOption, PodSandboxConfig,
+    PortMapping, Protocol, SeLinuxOption, SecurityProfile, security_profile::ProfileType,
+};
+use runtime::spec::{NamespaceMode, Namespaces};
+use runtime::{Resources, SandboxId, SandboxSpec};
+use tonic::Status;
+
+use crate::error::invalid;
+
+/// Handlers that we know: none named, or ourselves.
+pub const HANDLERS: [&str; 2] = ["", "orlop"];
+
+/// Translates a sandbox. `meta` is what the record shall hold.
+pub fn sandbox_spec(
+    id: SandboxId,
+    config: &PodSandboxConfig,
+    handler: &str,
+    meta: serde_json::Value,
+) -> Result<SandboxSpec, Status> {
+    let metadata = config.metadata.as_ref().filter(|m| !m.name.is_empty() && !m.namespace.is_empty());
+    if metadata.is_none() {
+        return Err(invalid("the sandbox needs metadata with a name and a namespace"));
+    }
+    if !HANDLERS.contains(&handler) {
+        return Err(invalid(format!("no runtime handler {handler:?}: this node has only the default one")));
+    }
+    if config.windows.is_some() {
+        return Err(invalid("a sandbox with Windows settings cannot run on Linux"));
+    }
+    let linux = config.linux.clone().unwrap_or_default();
+    let context = linux.security_context.unwrap_or_default();
+    check_lsm(context.selinux_options.as_ref(), context.apparmor.as_ref())?;
+    let mut spec = SandboxSpec::new(id);
+    spec.namespaces = namespaces(context.namespace_options.as_ref())?;
+    if !config.hostname.is_empty() {
+        check_hostname(&config.hostname)?;
+        spec.hostname = config.hostname.clone();
+    }
+    spec.cgroup_parent = Some(linux.cgroup_parent).filter(|parent| !parent.is_empty());
+    spec.sysctls = linux.sysctls;
+    spec.resources = linux.resources.as_ref().map(resources).transpose()?.unwrap_or_default();
+    spec.privileged = context.privileged;
+    spec.meta = meta;
+    Ok(spec)
+}
+
+fn check_hostname(name: &str) -> Result<(), Status> {
+    let good = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    if good { Ok(()) } else { Err(invalid(format!("{name:?} cannot be a host name of at most 64 characters"))) }
+}
+
+/// Whether the sandbox lives in the node's network.
+pub fn host_network(config: &PodSandboxConfig) -> bool {
+    options(config).network == Mode::Node as i32
+}
+
+/// The sandbox's namespace options, with defaults for what is absent.
+pub fn options(config: &PodSandboxConfig) -> NamespaceOption {
+    context(config).and_then(|context| context.namespace_options.clone()).unwrap_or_default()
+}
+
+/// The sandbox's security context.
+pub fn context(config: &PodSandboxConfig) -> Option<&LinuxSandboxSecurityContext> {
+    config.linux.as_ref()?.security_context.as_ref()
+}
+
+fn namespaces(options: Option<&NamespaceOption>) -> Result<Namespaces, Status> {
+    let options = options.cloned().unwrap_or_default();
+    check_userns(&options)?;
+    let shared = |mode: i32, what: &str| match Mode::try_from(mode) {
+        Ok(Mode::Pod) => Ok(NamespaceMode::Pod),
+        Ok(Mode::Node) => Ok(NamespaceMode::Node),
+        _ => Err(invalid(format!("the sandbox's {what} namespace can be POD or NODE"))),
+    };
+    let net = shared(options.network, "network")?;
+    Ok(Namespaces {
+        // A pod in the node's network has the node's name as well.
+        uts: net.clone(),
+        net,
+        ipc: shared(options.ipc, "ipc")?,
+        pid: match Mode::try_from(options.pid) {
+            Ok(Mode::Pod) => NamespaceMode::Pod,
+            Ok(Mode::Node) => NamespaceMode::Node,
+            // A target is a container's matter: its sandbox shares nothing.
+            Ok(Mode::Container | Mode::Target) => NamespaceMode::Container,
+            Err(_) => return Err(invalid("the sandbox's pid namespace is of an unknown kind")),
+        },
+    })
+}
+
+/// Refuses user namespaces.
+pub fn check_userns(options: &NamespaceOption) -> Result<(), Status> {
+    match &options.userns_options {
+        Some(userns) if userns.mode != Mode::Node as i32 => Err(invalid(
+            "user namespaces are not supported by this runtime yet: set hostUsers to true, or leave it out",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses profiles of security modules that nothing here would apply.
+pub fn check_lsm(selinux: Option<&SeLinuxOption>, apparmor: Option<&SecurityProfile>) -> Result<(), Status> {
+    if selinux.is_some_and(|label| *label != SeLinuxOption::default()) {
+        return Err(invalid("SELinux labels cannot be applied on this node: leave seLinuxOptions out"));
+    }
+    match apparmor {
+        Some(profile) if profile.profile_type == ProfileType::Localhost as i32 => Err(invalid(format!(
+            "the AppArmor profile {:?} cannot be applied on this node: leave it out, or use Unconfined",
+            profile.localhost_ref
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The ports that the node forwards; those without a host port are only information.
+pub fn port_mappings(config: &PodSandboxConfig) -> Result<Vec<network::PortMapping>, Status> {
+    let wanted = config.port_mappings.iter().filter(|mapping| mapping.host_port != 0);
+    wanted.map(port_mapping).collect()
+}
+
+fn port_mapping(mapping: &PortMapping) -> Result<network::PortMapping, Status> {
+    let port = |number: i32| {
+        let port = u16::try_from(number).ok().filter(|port| *port > 0);
+        port.ok_or_else(|| invalid(format!("{number} is no port: 1 to 65535 is wanted")))
+    };
+    let host_ip = match mapping.host_ip.as_str() {
+        "" => None,
+        text => {
+            Some(text.parse::<IpAddr>().map_err(|_| invalid(format!("host_ip {text:?} is no IP address")))?)
+        }
+    };
+    Ok(network::PortMapping {
+        host_ip,
+        host_port: port(mapping.host_port)?,
+        container_port: port(mapping.container_port)?,
+        protocol: match Protocol::try_from(mapping.protocol) {
+            Ok(Protocol::Tcp) => network::Protocol::Tcp,
+            Ok(Protocol::Udp) => network::Protocol::Udp,
+            Ok(Protocol::Sctp) => network::Protocol::Sctp,
+            Err(_) => return Err(invalid("a port mapping's protocol can be TCP, UDP or SCTP")),
+        },
+    })
+}
+
+/// Limits as the runtime takes them; 0 and empty mean "not set".
+pub fn resources(from: &LinuxContainerResources) -> Result<Resources, Status> {
+    let positive = |value: i64, what: &str| match u64::try_from(value) {
+        Ok(0) => Ok(None),
+        Ok(value) => Ok(Some(value)),
+        Err(_) => Err(invalid(format!("{what} cannot be negative ({value})"))),
+    };
+    let set = |value: i64| Some(value).filter(|value| *value != 0);
+    let text = |value: &String| Some(value.clone()).filter(|value| !value.is_empty());
+    let oom_score_adj = i32::try_from(from.oom_score_adj).ok().filter(|adj| (-1000..=1000).contains(adj));
+    Ok(Resources {
+        cpu_shares: positive(from.cpu_shares, "cpu_shares")?,
+        cpu_quota: set(from.cpu_quota),
+        cpu_period: positive(from.cpu_period, "cpu_period")?,
+        memory_limit: set(from.memory_limit_in_bytes),
+        memory_swap_limit: set(from.memory_swap_limit_in_bytes),
+        cpuset_cpus: text(&from.cpuset_cpus),
+        cpuset_mems: text(&from.cpuset_mems),
+        oom_score_adj: Some(
+            oom_score_adj
+                .ok_or_else(|| invalid(format!("oom_score_adj {} is not -1000 to 1000", from.oom_score_adj)))?,
+        ),
+        hugepages: from.hugepage_limits.iter().map(|limit| (limit.page_size.clone(), limit.limit)).collect(),
+        unified: from.unified.clone(),
+        ..Resources::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use cri_api::v1::{LinuxPodSandboxConfig, PodSandboxMetadata, UserNamespace};
+
+    use super::*;
+
+    fn config(context: LinuxSandboxSecurityContext) -> PodSandboxConfig {
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata { name: "p".into(), namespace: "n".into(), ..Default::default() }),
+            hostname: "web-0".into(),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: "/kubepods/pod1".into(),
+                security_context: Some(context),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn translate(config: &PodSandboxConfig, handler: &str) -> Result<SandboxSpec, String> {
+        let id = "s1".parse().expect("an id");
+        sandbox_spec(id, config, handler, serde_json::Value::Null).map_err(|status| status.message().to_owned())
+    }
+
+    fn modes(network: Mode, pid: Mode, ipc: Mode) -> LinuxSandboxSecurityContext {
+        LinuxSandboxSecurityContext {
+            namespace_options: Some(NamespaceOption {
+                network: network as i32,
+                pid: pid as i32,
+                ipc: ipc as i32,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn namespaces_follow_the_options() {
+        let spec = translate(&config(modes(Mode::Pod, Mode::Container, Mode::Pod)), "").expect("good");
+        assert_eq!(spec.namespaces, Namespaces::default());
+        assert_eq!((spec.hostname.as_str(), spec.cgroup_parent.as_deref()), ("web-0", Some("/kubepods/pod1")));
+        let host = config(modes(Mode::Node, Mode::Node, Mode::Node));
+        let spec = translate(&host, "orlop").expect("good");
+        let node = NamespaceMode::Node;
+        let all = Namespaces { net: node.clone(), ipc: node.clone(), uts: node.clone(), pid: node };
+        assert_eq!(spec.namespaces, all);
+        assert!(host_network(&host));
+        let shared = translate(&config(modes(Mode::Pod, Mode::Pod, Mode::Pod)), "").expect("good");
+        assert_eq!(shared.namespaces.pid, NamespaceMode::Pod);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let bad = |config: PodSandboxConfig, handler: &str, part: &str| {
+            let error = translate(&config, handler).expect_err("refused");
+            assert!(error.contains(part), "{error}");
+        };
+        bad(PodSandboxConfig::default(), "", "metadata");
+        bad(config(Default::default()), "kata", "kata");
+        bad(config(modes(Mode::Container, Mode::Pod, Mode::Pod)), "", "network");
+        bad(PodSandboxConfig { hostname: "a b".into(), ..config(Default::default()) }, "", "a b");
+        let mut userns = modes(Mode::Pod, Mode::Pod, Mode::Pod);
+        userns.namespace_options.as_mut().expect("set").userns_options =
+            Some(UserNamespace { mode: Mode::Pod as i32, ..Default::default() });
+        bad(config(userns), "", "hostUsers");
+        let label = SeLinuxOption { level: "s0".into(), ..Default::default() };
+        bad(config(LinuxSandboxSecurityContext { selinux_options: Some(label), ..Default::default() }), "", "SELinux");
+    }
+
+    #[test]
+    fn ports_and_limits() {
+        let mapping = |host_port, container_port, host_ip: &str| PortMapping {
+            protocol: Protocol::Udp as i32,
+            container_port,
+            host_port,
+            host_ip: host_ip.into(),
+        };
+        let ports = |list| port_mappings(&PodSandboxConfig { port_mappings: list, ..Default::default() });
+        assert_eq!(ports(vec![mapping(0, 80, "")]).expect("good"), []);
+        let one = ports(vec![mapping(8080, 80, "127.0.0.1")]).expect("good");
+        assert_eq!(one[0].to_string(), "127.0.0.1:8080/udp");
+        assert!(ports(vec![mapping(70000, 80, "")]).is_err());
+        assert!(ports(vec![mapping(80, 80, "localhost")]).is_err());
+        let limits = resources(&LinuxContainerResources {
+            cpu_shares: 2,
+            cpu_quota: -1,
+            memory_limit_in_bytes: 1 << 20,
+            ..Default::default()
+        })
+        .expect("good");
+        assert_eq!((limits.cpu_shares, limits.cpu_quota, limits.cpu_period), (Some(2), Some(-1), None));
+        assert_eq!((limits.memory_limit, limits.oom_score_adj), (Some(1 << 20), Some(0)));
+        assert!(resources(&LinuxContainerResources { cpu_shares: -1, ..Default::default() }).is_err());
+        assert!(resources(&LinuxContainerResources { oom_score_adj: 2000, ..Default::default() }).is_err());
+    }
+}
