@@ -35,6 +35,8 @@ mod wire;
 
 mod reaper;
 
+mod table;
+
 mod rules;
 
 mod cni;
@@ -47,3 +49,5 @@ mod netlink;
 mod netns;
 
 mod locks;
+
+mod work;

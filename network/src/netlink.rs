@@ -50,6 +50,7 @@ pub(crate) struct Reply {
 pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
+    buffer: Vec<u8>,
 }
 
 impl Netlink {
@@ -57,7 +58,7 @@ impl Netlink {
     pub(crate) fn open_here() -> io::Result<Netlink> {
         let socket = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(TIMEOUT))?;
-        Ok(Netlink { socket, sequence: 0 })
+        Ok(Netlink { socket, sequence: 0, buffer: Vec::new() })
     }
 
     /// A socket in the given namespace.
@@ -74,27 +75,30 @@ impl Netlink {
         let io_error = |source: io::Error| Refused { what: first.what, source };
         let start = self.sequence + 1;
         let mut bytes = Vec::with_capacity(1024);
-        for request in &requests {
+        for (index, request) in requests.iter().enumerate() {
             self.sequence += 1;
-            encode(&mut bytes, request.message.clone(), request.flags | NLM_F_ACK, self.sequence);
+            // A failure is always reported; that of the last one, or its success, is the end of the answer.
+            let ack = if index + 1 == requests.len() { NLM_F_ACK } else { 0 };
+            encode(&mut bytes, request.message.clone(), request.flags | ack, self.sequence);
         }
         self.send(&bytes).map_err(io_error)?;
         let mut failed = None;
-        let mut missing = requests.len();
-        let mut buffer = vec![0; BUFFER];
-        while missing > 0 {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut finished = false;
+        while !finished {
             let length = self.receive(&mut buffer).map_err(io_error)?;
             for message in Messages(&buffer[..length]) {
                 let (kind, sequence, payload) = message.map_err(io_error)?;
                 let Some(index) = sequence.checked_sub(start).map(|index| index as usize) else { continue };
                 let (NLMSG_ERROR, Some(request)) = (kind, requests.get(index)) else { continue };
-                missing -= 1;
+                finished |= index + 1 == requests.len();
                 let code = error_code(payload);
                 if code != 0 && !request.fine.contains(&code) && failed.is_none() {
                     failed = Some(Refused { what: request.what, source: io::Error::from_raw_os_error(code) });
                 }
             }
         }
+        self.buffer = buffer;
         failed.map_or(Ok(()), Err)
     }
 
@@ -105,7 +109,7 @@ impl Netlink {
         encode(&mut bytes, message, if dump { NLM_F_DUMP } else { NLM_F_ACK }, self.sequence);
         self.send(&bytes)?;
         let mut replies = Vec::new();
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = std::mem::take(&mut self.buffer);
         loop {
             let length = self.receive(&mut buffer)?;
             for message in Messages(&buffer[..length]) {
@@ -128,9 +132,10 @@ impl Netlink {
         if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        buffer.resize(BUFFER, 0);
         loop {
-            match net::recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
+            match net::recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty()) {
                 Ok((length, _)) => return Ok(length),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {

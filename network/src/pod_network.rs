@@ -3,7 +3,6 @@
 //! Every operation runs in a task of its own: dropping the caller's future in the middle (a cancelled RPC) leaves
 //! nothing half done.
 
-use std::future::Future;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -19,11 +18,12 @@ use crate::link::Link;
 use crate::locks::KeyLocks;
 use crate::model::{Config, InterfaceStats, Mode, NetworkStatus, PodInfo, PodIps, PortMapping};
 use crate::netlink::Refused;
-use crate::nft::{Batch, Nft, NftError};
+use crate::nft::Nft;
 use crate::reaper;
-use crate::rules;
 use crate::state::State;
+use crate::table::Table;
 use crate::wire::{self, BridgeSpec, PodLink, Wire};
+use crate::work::{blocking, chain, task};
 use crate::{hostport, netns};
 
 /// The longest name of an interface.
@@ -42,19 +42,9 @@ struct Inner {
     state: Arc<State>,
     locks: KeyLocks,
     cni: Cni,
-    nft: Nft,
+    table: Table,
     /// Made when it is first needed: not on a node whose pods CNI plugins connect.
     wire: OnceCell<Arc<Wire>>,
-    /// One writer at a time; what it holds says what stands in the kernel.
-    rules: tokio::sync::Mutex<Rules>,
-}
-
-/// What is known about our table in the kernel.
-#[derive(Default)]
-struct Rules {
-    written: bool,
-    localnet: bool,
-    error: Option<String>,
 }
 
 impl PodNetwork {
@@ -77,6 +67,7 @@ impl PodNetwork {
         };
         let directory =
             Directory::open(&config.state_dir).map_err(file("make directory", &config.state_dir))?;
+        let pools_cidrs: Vec<_> = pools.iter().map(Pool::cidr).collect();
         let gateways = pools.iter().map(|pool| (pool.gateway(), pool.cidr())).collect();
         let state = State::load(directory, pools).map_err(file("read leases in", &config.state_dir))?;
         let inner = Arc::new(Inner {
@@ -86,14 +77,18 @@ impl PodNetwork {
                 config.cni_bin_dirs.clone(),
                 &config.state_dir,
             ),
-            nft: Nft::new(Arc::clone(&netns)),
+            table: Table::new(
+                Nft::new(Arc::clone(&netns)),
+                &config.bridge,
+                pools_cidrs.clone(),
+                config.masquerade,
+            ),
             config,
             gateways,
             netns,
             state: Arc::new(state),
             locks: KeyLocks::default(),
             wire: OnceCell::new(),
-            rules: tokio::sync::Mutex::default(),
         });
         let bridged = inner.state.all().iter().any(|lease| lease.made_by != MadeBy::Cni);
         // A configuration that cannot be read is for `status` to tell, not to be overruled by a bridge.
@@ -229,7 +224,7 @@ impl Inner {
             reaper::start(&self.state, Arc::clone(&wire));
             if self.config.masquerade || self.state.all().iter().any(|lease| !lease.ports.is_empty()) {
                 // Pods can be connected without: `status` says what is missing, and `add` where it is needed.
-                if let Err(err) = self.write_whole().await {
+                if let Err(err) = self.table.replace(&self.state).await {
                     error!(%err, "pods are not masqueraded and host ports do not work");
                 }
             }
@@ -353,18 +348,13 @@ impl Inner {
         if lease.ports.is_empty() {
             return Ok(());
         }
-        let change = rules::open(&self.config.bridge, &lease.ips, &lease.ports);
-        self.write(change).await.map_err(|source| AddError::Nft { id: lease.id.clone(), source })?;
-        let mut rules = self.rules.lock().await;
-        if !rules.localnet {
-            // Only now: the guard against forged loopback addresses is in place.
-            let wire = Arc::clone(wire);
-            let set = blocking(move || wire.route_localnet()).await.ok_or(AddError::Closed)?;
-            let step = || "let 127.0.0.1 reach host ports".to_owned();
-            set.map_err(|source| AddError::Kernel { step: step(), source })?;
-            rules.localnet = true;
-        }
-        Ok(())
+        let wrap = |source| AddError::Nft { id: lease.id.clone(), source };
+        self.table.open(&self.state, lease).await.map_err(wrap)?;
+        // Only now: the guard against forged loopback addresses is in place.
+        let wire = Arc::clone(wire);
+        let set = blocking(move || wire.route_localnet()).await.ok_or(AddError::Closed)?;
+        let step = || "let 127.0.0.1 reach host ports".to_owned();
+        set.map_err(|source| AddError::Kernel { step: step(), source })
     }
 
     async fn add_by_cni(
@@ -427,11 +417,11 @@ impl Inner {
         let _one_at_a_time = self.locks.lock(id).await;
         let mut errors = TeardownErrors::default();
         match self.state.get(id) {
-            Some(Lease { made_by: MadeBy::Bridge { host_if }, ips, ports, .. }) => {
-                let closed = ports.is_empty() || {
-                    let change = rules::close(&self.config.bridge, &ips, &ports);
-                    errors.note(format!("close host ports of sandbox {id}"), self.unwrite(change).await)
-                };
+            Some(lease @ Lease { made_by: MadeBy::Bridge { .. }, .. }) => {
+                let closed = lease.ports.is_empty()
+                    || errors
+                        .note(format!("close host ports of sandbox {id}"), self.table.close(&lease).await);
+                let host_if = pod_link(&lease).host_if.to_owned();
                 // Rules that still lead to the address keep it from the next pod; only then is it free.
                 if closed {
                     self.state.doom(id, host_if);
@@ -465,8 +455,8 @@ impl Inner {
         if let Some(wire) = self.wire.get() {
             errors.merge(self.delete_strays(wire).await);
             errors.merge(reaper::settle(&self.state).await);
-            let needed = self.config.masquerade || self.rules.lock().await.written;
-            if needed && let Err(err) = self.write_whole().await {
+            let needed = self.config.masquerade || self.table.is_written().await;
+            if needed && let Err(err) = self.table.replace(&self.state).await {
                 // Where pods can do without, `status` is the place to say so.
                 warn!(%err, "cannot write the ruleset");
             }
@@ -509,13 +499,7 @@ impl Inner {
         } else {
             true
         };
-        let mut rules = self.rules.lock().await;
-        if rules.written {
-            let outcome = self.apply(rules::remove(&self.config.bridge)).await;
-            if errors.note("remove the ruleset", outcome) {
-                *rules = Rules::default();
-            }
-        }
+        errors.note("remove the ruleset", self.table.remove().await);
         if gone && errors.0.is_empty() {
             errors.note("delete the leases", self.state.destroy());
         }
@@ -537,7 +521,7 @@ impl Inner {
         };
         let addresses = self.state.usage();
         if mode == Mode::Bridge {
-            if let Some(error) = &self.rules.lock().await.error {
+            if let Some(error) = self.table.error().await {
                 warnings.push(format!("no masquerading and no host ports: {error}"));
             } else if let Err(err) = Nft::program() {
                 warnings.push(format!("no host ports: {err}"));
@@ -549,63 +533,6 @@ impl Inner {
             }
         }
         NetworkStatus { mode, ready, warnings, addresses, deleting: self.state.all_doomed().len() }
-    }
-
-    /// Writes the whole table, as the leases have it.
-    async fn write_whole(&self) -> Result<(), NftError> {
-        let mut rules = self.rules.lock().await;
-        self.replace_table(&mut rules).await
-    }
-
-    /// Adds to the table; makes it if it is not there, or not there any more.
-    async fn write(&self, change: Batch) -> Result<(), NftError> {
-        let mut rules = self.rules.lock().await;
-        if rules.written {
-            match self.apply(change).await {
-                Err(err) if err.is_missing_object() => {
-                    warn!("somebody removed our nftables rules; write them anew")
-                }
-                outcome => return outcome,
-            }
-        }
-        self.replace_table(&mut rules).await
-    }
-
-    /// Takes away from the table, if it is there.
-    async fn unwrite(&self, change: Batch) -> Result<(), NftError> {
-        let rules = self.rules.lock().await;
-        if !rules.written {
-            return Ok(());
-        }
-        match self.apply(change).await {
-            Err(err) if err.is_missing_object() => Ok(()),
-            outcome => outcome,
-        }
-    }
-
-    async fn replace_table(&self, rules: &mut Rules) -> Result<(), NftError> {
-        let leases = self.state.all();
-        let pods: Vec<(&PodIps, &[PortMapping])> = leases
-            .iter()
-            .filter(|lease| lease.made_by != MadeBy::Cni)
-            .map(|lease| (&lease.ips, lease.ports.as_slice()))
-            .collect();
-        let pod_cidrs: Vec<_> = self.gateways.iter().map(|(_, cidr)| *cidr).collect();
-        let node = rules::Node {
-            bridge: &self.config.bridge,
-            pod_cidrs: &pod_cidrs,
-            masquerade: self.config.masquerade,
-        };
-        let outcome = self.apply(rules::whole(&node, &pods)).await;
-        rules.written |= outcome.is_ok();
-        rules.error = outcome.as_ref().err().map(|err| chain(err));
-        outcome
-    }
-
-    async fn apply(&self, batch: Batch) -> Result<(), NftError> {
-        let nft = self.nft.clone();
-        let applied = blocking(move || nft.apply(&batch));
-        applied.await.unwrap_or_else(|| Err(NftError::Refused("the runtime is ending".to_owned())))
     }
 }
 
@@ -634,38 +561,8 @@ fn pod_link(lease: &Lease) -> PodLink<'_> {
     PodLink { host_if, ips: &lease.ips.0, alias }
 }
 
-/// Runs to its end even if the caller is dropped; `None` when the runtime ends.
-async fn task<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Option<T> {
-    finished(tokio::spawn(future).await)
-}
-
-/// Runs on a blocking thread; `None` when the runtime ends.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    finished(tokio::task::spawn_blocking(work).await)
-}
-
-fn finished<T>(outcome: Result<T, tokio::task::JoinError>) -> Option<T> {
-    match outcome {
-        Ok(value) => Some(value),
-        Err(err) if err.is_panic() => std::panic::resume_unwind(err.into_panic()),
-        Err(_) => None,
-    }
-}
-
 fn closed() -> Result<(), TeardownErrors> {
     let mut errors = TeardownErrors::default();
     errors.note("finish the teardown", Err("the runtime is ending"));
     errors.into_result()
-}
-
-/// The error with its causes, for a status text.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut next = err.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

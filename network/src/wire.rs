@@ -9,7 +9,7 @@
 //! forges frames can reach its neighbours past the node's rules.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -255,7 +255,7 @@ fn prepare_node(bridge: &str, v6: bool) -> io::Result<()> {
     if set_sysctl("/proc/sys/net/ipv4/ip_forward", "1")? {
         info!(sysctl = "net.ipv4.ip_forward", value = 1, "enabled forwarding for the pod network");
     }
-    set_sysctl(&format!("/proc/sys/net/ipv4/conf/{bridge}/send_redirects"), "0")?;
+    set_sysctl(format!("/proc/sys/net/ipv4/conf/{bridge}/send_redirects"), "0")?;
     let own = format!("/proc/sys/net/ipv6/conf/{bridge}");
     for (name, value) in [("accept_ra", "0"), ("accept_dad", "0")] {
         set_sysctl_if_there(&format!("{own}/{name}"), value)?;
@@ -283,11 +283,11 @@ fn prepare_node(bridge: &str, v6: bool) -> io::Result<()> {
 fn prepare_pod(v6: bool) -> io::Result<()> {
     // The node routes from and to the same bridge: a redirect would lead pods past the node's rules.
     for scope in ["all", "default"] {
-        set_sysctl(format!("/proc/sys/net/ipv4/conf/{scope}/accept_redirects"), "0")?;
+        write_sysctl(format!("/proc/sys/net/ipv4/conf/{scope}/accept_redirects").as_ref(), "0")?;
     }
     if v6 {
         for name in ["accept_redirects", "accept_ra", "accept_dad"] {
-            set_sysctl(format!("/proc/sys/net/ipv6/conf/default/{name}"), "0")?;
+            write_sysctl(format!("/proc/sys/net/ipv6/conf/default/{name}").as_ref(), "0")?;
         }
     }
     Ok(())
@@ -296,12 +296,19 @@ fn prepare_pod(v6: bool) -> io::Result<()> {
 /// Writes the value unless it stands there; says whether it wrote.
 fn set_sysctl(path: impl AsRef<Path>, value: &str) -> io::Result<bool> {
     let path = path.as_ref();
-    let named = |err: io::Error| io::Error::new(err.kind(), format!("{}: {err}", path.display()));
-    if fs::read_to_string(path).map_err(named)?.trim() == value {
+    if fs::read_to_string(path).map_err(|err| named(path, &err))?.trim() == value {
         return Ok(false);
     }
-    fs::write(path, value).map_err(named)?;
-    Ok(true)
+    write_sysctl(path, value).map(|()| true)
+}
+
+fn write_sysctl(path: &Path, value: &str) -> io::Result<()> {
+    let file = fs::OpenOptions::new().write(true).open(path);
+    file.and_then(|mut file| file.write_all(value.as_bytes())).map_err(|err| named(path, &err))
+}
+
+fn named(path: &Path, err: &io::Error) -> io::Error {
+    io::Error::new(err.kind(), format!("{}: {err}", path.display()))
 }
 
 fn set_sysctl_if_there(path: &str, value: &str) -> io::Result<bool> {

@@ -166,3 +166,30 @@ fn a_cancelled_caller_leaves_nothing_half_done() {
         assert_eq!(lab.leftovers(), "");
     });
 }
+
+#[test]
+fn bridged_packets_may_pass_through_netfilter_or_not() {
+    lab(async |lab: Lab| {
+        // What a machine with br_netfilter has switched on, and one without has not.
+        let switch = "/proc/sys/net/bridge/bridge-nf-call-ip";
+        if !std::path::Path::new("/proc/sys/net/bridge").exists() {
+            println!("skipped: the kernel has no br_netfilter loaded");
+            return;
+        }
+        let network = PodNetwork::open(lab.config()).await.unwrap();
+        let a = Pod::start(&network, "a", &[port(8080, 80)]).await;
+        let b = Pod::start(&network, "b", &[]).await;
+        let server = a.netns.listen("[::]:80");
+        for value in [0, 1] {
+            lab.node.sh(&format!("echo {value} > {switch}tables; echo {value} > {switch}6tables"));
+            for ip in [NODE, "fd99::1"] {
+                seen_by(&server, &lab.outside, ip, 8080);
+                seen_by(&server, &lab.node, ip, 8080);
+                assert!(b.ips.iter().any(|pod| pod == seen_by(&server, &b.netns, ip, 8080)));
+                assert!(!a.ips.iter().any(|pod| pod == seen_by(&server, &a.netns, ip, 8080)));
+            }
+            seen_by(&server, &lab.node, "127.0.0.1", 8080);
+        }
+        network.destroy().await.unwrap();
+    });
+}
