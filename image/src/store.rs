@@ -8,6 +8,7 @@
 mod commit;
 mod load;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -366,11 +367,14 @@ impl Store {
         Ok(Rootfs { lower })
     }
 
-    /// Directories of the layers, topmost first; an empty directory if there are none.
+    /// Directories of the layers, topmost first; an empty directory if there are none. Overlayfs takes no
+    /// directory twice; of a layer that comes twice, the upper one hides the lower one completely.
     fn lower(&self, state: &State, layers: &[Digest]) -> Vec<PathBuf> {
+        let mut seen = HashSet::new();
         let mut lower: Vec<PathBuf> = layers
             .iter()
             .rev()
+            .filter(|digest| seen.insert(*digest))
             .filter_map(|digest| state.layers.get(digest))
             .map(|layer| self.0.layout.tree(layer.number))
             .collect();
