@@ -5,35 +5,28 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use crate::core::Inner;
 use crate::error::{ExecError, OpenError, RuntimeError, StartError};
 use crate::id::{ContainerId, SandboxId};
+use crate::open;
 use crate::options::{Capabilities, Options};
 use crate::session::{AttachSession, ExecOutput, ExecSession};
 use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
 use crate::state::{Container, Event, Sandbox, Stats};
 
-/// Handle to the one runtime of a node; cheap to clone.
+/// Handle to the one runtime of a node; cheap to clone. When the last clone is dropped the containers go on.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    capabilities: Capabilities,
-    events: broadcast::Sender<Event>,
-}
-
-fn missing() -> RuntimeError {
-    RuntimeError::invalid("this build cannot launch containers yet")
-}
-
 impl Runtime {
-    /// Starts or finds the keeper, reads the records, asks the keeper for the truth, cleans what nobody owns.
-    pub async fn open(_options: Options) -> Result<Runtime, OpenError> {
-        Ok(Runtime {
-            inner: Arc::new(Inner { capabilities: Capabilities::default(), events: broadcast::channel(1024).0 }),
-        })
+    /// Starts or finds the keeper, reads the records, asks the keeper for the truth, removes what nobody owns.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`] when another daemon works there; else what the system refused.
+    pub async fn open(options: Options) -> Result<Runtime, OpenError> {
+        Ok(Runtime { inner: open::open(options).await? })
     }
 
     /// What kernel and process can do.
@@ -42,117 +35,180 @@ impl Runtime {
     }
 
     /// Makes a sandbox: namespaces, cgroup, `/dev/shm`, host name, sysctls, and an init if process ids are shared.
-    pub async fn create_sandbox(&self, _spec: SandboxSpec) -> Result<Sandbox, RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid` for a specification that is refused; what the system refused.
+    pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<Sandbox, RuntimeError> {
+        self.inner.create_sandbox(spec).await
     }
 
     /// A snapshot of a sandbox.
-    pub fn sandbox(&self, _id: &SandboxId) -> Option<Sandbox> {
-        None
+    pub fn sandbox(&self, id: &SandboxId) -> Option<Sandbox> {
+        let objects = self.inner.objects.lock();
+        objects.sandboxes.get(id).map(|entry| self.inner.snapshot(&entry.record))
     }
 
     /// Snapshots of all sandboxes.
     pub fn sandboxes(&self) -> Vec<Sandbox> {
-        Vec::new()
+        let objects = self.inner.objects.lock();
+        objects.sandboxes.values().map(|entry| self.inner.snapshot(&entry.record)).collect()
     }
 
     /// Replaces the caller's data in a sandbox's record.
-    pub async fn set_sandbox_meta(&self, _id: &SandboxId, _meta: serde_json::Value) -> Result<(), RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `NoSandbox`; what writing the record gave.
+    pub async fn set_sandbox_meta(&self, id: &SandboxId, meta: serde_json::Value) -> Result<(), RuntimeError> {
+        self.inner.change_sandbox(id, |entry| entry.record.meta = Arc::new(meta))
     }
 
     /// Writes new limits to the pod's cgroup.
-    pub async fn update_sandbox(&self, _id: &SandboxId, _resources: Resources) -> Result<(), RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `NoSandbox`; `Invalid` or `Io` for limits that are refused.
+    pub async fn update_sandbox(&self, id: &SandboxId, resources: Resources) -> Result<(), RuntimeError> {
+        self.inner.update_sandbox(id, resources).await
     }
 
-    /// Kills the sandbox's containers and init. The network namespace stays until `remove_sandbox`. Idempotent.
-    pub async fn stop_sandbox(&self, _id: &SandboxId) -> Result<(), RuntimeError> {
-        Err(missing())
+    /// Kills the sandbox's containers and init. The network namespace stays until `remove_sandbox`. Idempotent: one
+    /// that is stopped or does not exist is no error.
+    ///
+    /// # Errors
+    /// `Timeout` when a process does not end; what the system refused.
+    pub async fn stop_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.inner.stop_sandbox(id).await
     }
 
     /// Removes a sandbox and its containers. Idempotent: one that does not exist is no error.
-    pub async fn remove_sandbox(&self, _id: &SandboxId) -> Result<(), RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// As `stop_sandbox`; what is left can be removed by calling again.
+    pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.inner.remove_sandbox(id).await
     }
 
-    /// Records a container, makes its writable layer, finds its user.
-    pub async fn create_container(&self, _spec: ContainerSpec) -> Result<Container, RuntimeError> {
-        Err(missing())
+    /// Records a container, makes its writable layer and cgroup, finds its user.
+    ///
+    /// # Errors
+    /// `NoSandbox`, `SandboxNotReady`, `Exists`; `Invalid` for a specification that is refused.
+    pub async fn create_container(&self, spec: ContainerSpec) -> Result<Container, RuntimeError> {
+        self.inner.create_container(spec).await
     }
 
-    /// Starts a created container.
-    pub async fn start_container(&self, _id: &ContainerId) -> Result<(), StartError> {
-        Err(missing().into())
+    /// Starts a created container. One whose start failed is exited, with the reason in its state.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_container(&self, id: &ContainerId) -> Result<(), StartError> {
+        self.inner.start_container(id).await
     }
 
-    /// Sends the stop signal, after `grace` kills everything in its cgroup, waits for its end. Idempotent.
-    pub async fn stop_container(&self, _id: &ContainerId, _grace: Duration) -> Result<(), RuntimeError> {
-        Err(missing())
+    /// Sends the stop signal, after `grace` kills everything in its cgroup, waits for its end. Idempotent: one that
+    /// does not run is no error.
+    ///
+    /// # Errors
+    /// `NoContainer`; `Timeout` when it does not end after SIGKILL.
+    pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        self.inner.stop_container(id, grace).await
     }
 
     /// Sends a signal to a container's process.
-    pub async fn signal_container(&self, _id: &ContainerId, _signal: i32) -> Result<(), RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `NoContainer`, `WrongState`.
+    pub async fn signal_container(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError> {
+        self.inner.signal_container(id, signal).await
     }
 
     /// Removes a container, killing it if it runs. Its log file stays. Idempotent.
-    pub async fn remove_container(&self, _id: &ContainerId) -> Result<(), RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// As `stop_container`; what is left can be removed by calling again.
+    pub async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.inner.remove_container(id).await
     }
 
     /// A snapshot of a container.
-    pub fn container(&self, _id: &ContainerId) -> Option<Container> {
-        None
+    pub fn container(&self, id: &ContainerId) -> Option<Container> {
+        self.inner.objects.lock().containers.get(id).map(|entry| entry.record.snapshot())
     }
 
     /// Snapshots of all containers.
     pub fn containers(&self) -> Vec<Container> {
-        Vec::new()
+        self.inner.objects.lock().containers.values().map(|entry| entry.record.snapshot()).collect()
     }
 
     /// Replaces the caller's data in a container's record.
+    ///
+    /// # Errors
+    /// `NoContainer`; what writing the record gave.
     pub async fn set_container_meta(
         &self,
-        _id: &ContainerId,
-        _meta: serde_json::Value,
+        id: &ContainerId,
+        meta: serde_json::Value,
     ) -> Result<(), RuntimeError> {
-        Err(missing())
+        self.inner.change_container(id, |entry| entry.record.meta = Arc::new(meta))
     }
 
-    /// Writes new limits to a container's cgroup.
-    pub async fn update_container(&self, _id: &ContainerId, _resources: Resources) -> Result<(), RuntimeError> {
-        Err(missing())
+    /// Writes new limits to a container's cgroup; what is not said stays.
+    ///
+    /// # Errors
+    /// `NoContainer`, `WrongState`; `Invalid` or `Io` for limits that are refused.
+    pub async fn update_container(&self, id: &ContainerId, resources: Resources) -> Result<(), RuntimeError> {
+        self.inner.update_container(id, resources).await
     }
 
     /// Runs one more process in a container.
-    pub async fn exec(&self, _id: &ContainerId, _exec: ExecSpec) -> Result<ExecSession, ExecError> {
-        Err(missing().into())
+    ///
+    /// # Errors
+    /// See [`ExecError`].
+    pub async fn exec(&self, id: &ContainerId, exec: ExecSpec) -> Result<ExecSession, ExecError> {
+        self.inner.exec(id, exec).await
     }
 
     /// Runs one more process and collects its output; after `timeout` (`None` or zero: never) it is killed.
+    ///
+    /// # Errors
+    /// See [`ExecError`]; a command that fails, or is killed for its time, is no error.
     pub async fn exec_sync(
         &self,
-        _id: &ContainerId,
-        _args: Vec<String>,
-        _timeout: Option<Duration>,
+        id: &ContainerId,
+        args: Vec<String>,
+        timeout: Option<Duration>,
     ) -> Result<ExecOutput, ExecError> {
-        Err(missing().into())
+        self.inner.exec_sync(id, args, timeout).await
     }
 
     /// Opens the streams of a running container.
-    pub async fn attach(&self, _id: &ContainerId) -> Result<AttachSession, RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `NoContainer`, `WrongState`.
+    pub async fn attach(&self, id: &ContainerId) -> Result<AttachSession, RuntimeError> {
+        self.inner.attach(id).await
     }
 
     /// Ends a container's standard input (after the first attach, for `stdin_once`).
-    pub async fn close_stdin(&self, _id: &ContainerId) -> Result<(), RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `NoContainer`, `WrongState`.
+    pub async fn close_stdin(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.inner.close_stdin(id).await
+    }
+
+    /// Sets the size of a container's terminal.
+    ///
+    /// # Errors
+    /// `NoContainer`, `WrongState`; the keeper's refusal when it has no terminal.
+    pub async fn resize(&self, id: &ContainerId, columns: u16, rows: u16) -> Result<(), RuntimeError> {
+        self.inner.resize(id, columns, rows).await
     }
 
     /// Opens the log file anew, after rotation.
-    pub async fn reopen_log(&self, _id: &ContainerId) -> Result<(), RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `NoContainer`, `WrongState`; what opening the file gave.
+    pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.inner.reopen_log(id).await
     }
 
     /// All events from now on.
@@ -161,7 +217,29 @@ impl Runtime {
     }
 
     /// What a container uses.
-    pub async fn stats(&self, _id: &ContainerId) -> Result<Stats, RuntimeError> {
-        Err(missing())
+    ///
+    /// # Errors
+    /// `NoContainer`; `WrongState` when it has exited.
+    pub async fn stats(&self, id: &ContainerId) -> Result<Stats, RuntimeError> {
+        self.inner.stats(id).await
     }
+
+    /// What a whole pod uses: processor time, memory, tasks, disk traffic; not its writable layers.
+    ///
+    /// # Errors
+    /// `NoSandbox`.
+    pub async fn sandbox_stats(&self, id: &SandboxId) -> Result<Stats, RuntimeError> {
+        let cgroup = self.inner.sandbox_record(id)?.cgroup;
+        let inner = self.inner.clone();
+        crate::core::blocking(move || inner.usage_of(&cgroup)).await
+    }
+}
+
+/// Stops everything of a runtime that is not open, and removes all traces of it: containers, keeper, pinned
+/// namespaces, cgroups, writable layers, records. Log files stay.
+///
+/// # Errors
+/// [`OpenError::Locked`] while a daemon works there; else what the system refused.
+pub async fn destroy(options: Options) -> Result<(), OpenError> {
+    open::destroy(options).await
 }

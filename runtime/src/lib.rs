@@ -1,10 +1,11 @@
 //! Runs pods: sandboxes, containers, what happens inside them and what becomes of them.
 //!
-//! The way of a container: `ContainerSpec` → OCI runtime spec (pure, `oci`) → launch plan (`plan`)
-//! → one launch message to the keeper, which is the parent of every container and outlives this process.
+//! The way of a container: `ContainerSpec` → OCI runtime spec (pure, [`oci`]) → draft of a launch plan (pure,
+//! [`plan`]) → launch plan with opened descriptors (`prepare`) → one launch message to the keeper, which is the
+//! parent of every container and outlives this process.
 //!
-//! Guarantees: nothing of a container appears in the node's mount table; a record is on disk before the
-//! thing it describes exists, so that a crash leaves nothing that nobody knows of; an exit code is never invented.
+//! Guarantees: nothing of a container appears in the node's mount table; a record is on disk before the sandbox it
+//! describes exists, so that a crash leaves nothing that nobody knows of; an exit code is never invented.
 //! Assumes: root, a cgroup v2 file system, kernel 5.15.
 //! Caveats: limits whose controller is missing are recorded in `unenforced`, not refused.
 #![forbid(unsafe_code)]
@@ -16,12 +17,36 @@ pub mod session;
 pub mod spec;
 pub mod state;
 
-mod api;
+pub mod caps;
+pub mod oci;
+pub mod plan;
+pub mod seccomp;
+pub mod signal;
+pub mod sysctl;
+pub mod user;
 
-pub use api::Runtime;
+mod api;
+mod cgroup;
+mod containers;
+mod core;
+mod devices;
+mod keepers;
+mod open;
+mod overlay;
+mod pins;
+mod prepare;
+mod processes;
+mod record;
+mod sandboxes;
+mod stats;
+
+pub use api::{Runtime, destroy};
 pub use error::{ExecError, OpenError, RuntimeError, StartError};
 pub use id::{BadId, ContainerId, SandboxId};
 pub use options::{Capabilities, Options};
 pub use session::{AttachSession, ExecOutput, ExecSession};
 pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
 pub use state::{Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxState, Stats};
+
+/// The keeper, a static program, started from memory.
+pub const KEEPER_BINARY: &[u8] = include_bytes!(env!("KEEPER_BINARY"));

@@ -50,6 +50,8 @@ pub struct Capabilities {
     pub sys_resource: bool,
     /// Seccomp filters can be installed.
     pub seccomp: bool,
+    /// Devices can be confined by cgroup (CONFIG_CGROUP_BPF).
+    pub device_filter: bool,
     /// Kernel release.
     pub kernel: String,
     /// One sentence per thing that cannot be enforced, for the log, `orlop check` and the node's condition.

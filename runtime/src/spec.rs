@@ -354,7 +354,7 @@ pub struct Capabilities {
     /// Added.
     #[serde(default)]
     pub add: Vec<String>,
-    /// Taken away (after `ALL` was added; a capability named in both stays).
+    /// Taken away, after the additions; `ALL` leaves only what `add` names.
     #[serde(default)]
     pub drop: Vec<String>,
     /// Added to the ambient set too, so that a user other than root has them.

@@ -1,0 +1,620 @@
+//! The life of a container.
+//!
+//! Guarantees: create checks all that can be checked without running it; start is one message to the keeper; a
+//! container that could not be started is exited with the reason, never half running.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keeper::client::{ClientError, LaunchReply};
+use keeper::plan::{Fds, LaunchPlan, Stdio};
+use keeper::protocol::{FailureKind, SignalTarget};
+use rustix::fs::OFlags;
+use sys::cgroup::Group;
+
+use crate::core::{
+    ContainerEntry, Held, Inner, Ready, blocking, chain, keeper_error, timestamp,
+};
+use crate::devices;
+use crate::error::{RuntimeError, StartError};
+use crate::id::ContainerId;
+use crate::oci::{self, Surroundings};
+use crate::overlay::{self, Writable};
+use crate::plan::{self, Draft, Origin};
+use crate::prepare::{self, Parts};
+use crate::record::{self, ContainerRecord, SandboxRecord};
+use crate::signal;
+use crate::spec::{ContainerSpec, NamespaceMode, ResolvedUser, Resources};
+use crate::state::{Container, ContainerState, Event, Exit, ExitReason, ExitStatus, SandboxState};
+use crate::user;
+
+/// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
+const USERS_LIMIT: usize = 1 << 20;
+/// How long a killed container may take to end: the kernel can be busy with its disk.
+const KILL_TIME: Duration = Duration::from_secs(30);
+/// Exit code of a container that could not be started, as containerd has it.
+const START_ERROR: i32 = 128;
+
+impl Inner {
+    /// Makes a container's record, writable layer and cgroup.
+    pub async fn create_container(self: &Arc<Self>, mut spec: ContainerSpec) -> Result<Container, RuntimeError> {
+        let id = spec.id.clone();
+        let sandbox = self.sandbox_record(&spec.sandbox)?;
+        if sandbox.state != SandboxState::Ready {
+            return Err(RuntimeError::SandboxNotReady { id: spec.sandbox });
+        }
+        {
+            let mut objects = self.objects.lock();
+            if objects.containers.contains_key(&id) || !objects.reserved.insert(id.to_string()) {
+                return Err(RuntimeError::Exists { what: format!("container {id}") });
+            }
+        }
+        let meta = Arc::new(std::mem::take(&mut spec.meta));
+        let inner = self.clone();
+        let made = blocking(move || {
+            let made = inner.make_container(&spec, &sandbox);
+            let (user, cgroup, unenforced, ready) = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    inner.unmake_container(&spec.id, &format!("{}/{}", sandbox.cgroup, spec.id));
+                    return Err(error);
+                }
+            };
+            let record = ContainerRecord {
+                spec: Arc::new(spec),
+                meta,
+                state: ContainerState::Created,
+                created_at: Timestamp::now(),
+                user,
+                cgroup,
+                process: None,
+                unenforced,
+            };
+            record::write(&inner.paths.containers, record.spec.id.as_str(), &record)?;
+            Ok((record, ready))
+        })
+        .await;
+        let mut objects = self.objects.lock();
+        objects.reserved.remove(id.as_str());
+        let (record, ready) = made?;
+        let snapshot = record.snapshot();
+        let mut entry = ContainerEntry::new(record);
+        entry.ready = Some(ready);
+        objects.containers.insert(id.clone(), entry);
+        drop(objects);
+        self.announce(Event::ContainerCreated { id, sandbox: snapshot.spec.sandbox.clone() });
+        Ok(snapshot)
+    }
+
+    fn make_container(
+        &self,
+        spec: &ContainerSpec,
+        sandbox: &SandboxRecord,
+    ) -> Result<(ResolvedUser, String, Vec<String>, Ready), RuntimeError> {
+        if let Some(name) = &spec.stop_signal {
+            signal::parse(name)?;
+        }
+        let rootfs = self.mount_root(spec)?;
+        let (passwd, group) = (users(&rootfs, "etc/passwd")?, users(&rootfs, "etc/group")?);
+        let user = user::resolve(&spec.user, &passwd, &group)?;
+        let cgroup = format!("{}/{}", sandbox.cgroup, spec.id);
+        let draft = self.draft(spec, &user, &cgroup, sandbox)?;
+        // Refuses a bad profile now, and has the filter ready.
+        self.filter(spec)?;
+        let (_, unenforced) = self.container_cgroup(spec, &cgroup)?;
+        Ok((user, cgroup, unenforced, Ready { rootfs, draft }))
+    }
+
+    /// Removes what a failed create left. Errors are logged: the caller has a better one.
+    fn unmake_container(&self, id: &ContainerId, cgroup: &str) {
+        if let Err(error) = self.cgroups.destroy(cgroup) {
+            tracing::warn!(container = %id, error = %chain(&error), "undo a container's cgroup");
+        }
+        let layer = self.paths.layers.join(id.as_str());
+        match std::fs::remove_dir_all(&layer) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(container = %id, %error, "undo a container's writable layer");
+            }
+            _ => {}
+        }
+    }
+
+    /// Mounts a container's root file system; makes its writable layer when missing.
+    fn mount_root(&self, spec: &ContainerSpec) -> Result<OwnedFd, RuntimeError> {
+        let layer = self.paths.layers.join(spec.id.as_str());
+        let writable = Writable { upper: layer.join("upper"), work: layer.join("work") };
+        let step = |path: &Path| RuntimeError::io(format!("make {}", path.display()));
+        for dir in [&layer, &writable.upper, &writable.work] {
+            match std::fs::create_dir(dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(step(dir)(error)),
+                _ => {}
+            }
+        }
+        if let Some(top) = spec.rootfs.first() {
+            like(top, &writable.upper).map_err(step(&writable.upper))?;
+        }
+        overlay::mount(&spec.rootfs, Some(&writable), self.pins.scratch())
+    }
+
+    fn draft(
+        &self,
+        spec: &ContainerSpec,
+        user: &ResolvedUser,
+        cgroup: &str,
+        sandbox: &SandboxRecord,
+    ) -> Result<Draft, RuntimeError> {
+        let pins = self.pins.of(sandbox.spec.id.as_str());
+        let own = |mode: &NamespaceMode, name: &str| (*mode != NamespaceMode::Node).then(|| pins.join(name));
+        let of_pod = &sandbox.spec.namespaces;
+        let pid = match oci::check_namespaces(spec, &sandbox.spec)? {
+            NamespaceMode::Node => None,
+            NamespaceMode::Container => Some(None),
+            // Whose process it is shows only when the container is started.
+            NamespaceMode::Pod | NamespaceMode::Target(_) => Some(Some(PathBuf::new())),
+        };
+        let around = Surroundings {
+            hostname: &sandbox.spec.hostname,
+            net: own(&of_pod.net, "net"),
+            ipc: own(&of_pod.ipc, "ipc"),
+            uts: own(&of_pod.uts, "uts"),
+            pid,
+            shm: own(&of_pod.ipc, "shm").unwrap_or_else(|| "/dev/shm".into()),
+            cgroup,
+            rootfs: self.paths.layers.join(spec.id.as_str()).join("upper"),
+            available: self.available,
+            devices: devices::find(spec)?,
+        };
+        plan::draft(&oci::spec(spec, user, &around)?)
+    }
+
+    /// The filter of a container.
+    pub fn filter(&self, spec: &ContainerSpec) -> Result<Option<crate::seccomp::Filter>, RuntimeError> {
+        if spec.privileged || !self.capabilities.seccomp {
+            return Ok(None);
+        }
+        let sets = crate::caps::sets(&spec.capabilities, false, self.available)?;
+        self.filters.filter(&spec.seccomp, &self.options.seccomp_profiles, sets.effective)
+    }
+
+    /// Makes a container's cgroup with its limits and its devices. Tells what is not enforced.
+    fn container_cgroup(&self, spec: &ContainerSpec, path: &str) -> Result<(Group, Vec<String>), RuntimeError> {
+        let (group, mut unenforced) = self.cgroups.make_container(path, &spec.resources)?;
+        if !spec.privileged && self.capabilities.device_filter {
+            self.devices.attach(group.fd(), devices::rules(&devices::find(spec)?)).map_err(|errno| {
+                RuntimeError::io(format!("confine the devices of container {}", spec.id))(errno.into())
+            })?;
+        }
+        unenforced.extend(self.cannot(spec));
+        Ok((group, unenforced))
+    }
+
+    /// What a container asks for and this node cannot give, beside cgroup limits.
+    fn cannot(&self, spec: &ContainerSpec) -> Vec<String> {
+        let mut sentences = Vec::new();
+        if !self.capabilities.sys_resource {
+            if let Some(score) = spec.resources.oom_score_adj.filter(|score| *score < 0) {
+                sentences.push(format!("oom_score_adj = {score} is not enforced: CAP_SYS_RESOURCE is missing"));
+            }
+        }
+        if !self.capabilities.device_filter && !spec.privileged {
+            sentences.push("device access is not confined: there are no cgroup programs here".into());
+        }
+        if !self.capabilities.seccomp && !spec.privileged {
+            sentences.push("the seccomp profile is not enforced: this kernel has no seccomp filters".into());
+        }
+        sentences
+    }
+
+    /// Starts a created container.
+    pub async fn start_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), StartError> {
+        let operation = self.container_operation(id)?;
+        let _guard = operation.lock_owned().await;
+        let (record, ready) = {
+            let mut objects = self.objects.lock();
+            let entry =
+                objects.containers.get_mut(id).ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })?;
+            if entry.record.state != ContainerState::Created {
+                let is = word(&entry.record.state);
+                return Err(RuntimeError::WrongState { id: id.clone(), is, wanted: "created" }.into());
+            }
+            (entry.record.clone(), entry.ready.take())
+        };
+        let sandbox = self.sandbox_record(&record.spec.sandbox)?;
+        if sandbox.state != SandboxState::Ready {
+            return Err(RuntimeError::SandboxNotReady { id: record.spec.sandbox.clone() }.into());
+        }
+        let inner = self.clone();
+        let launched = {
+            let copy = record.clone();
+            match blocking(move || inner.prepare_start(&copy, &sandbox, ready)).await {
+                Ok((plan, fds)) => self.launch(&record, plan, fds).await,
+                Err(error) => Err(error.into()),
+            }
+        };
+        match launched {
+            Ok(reply) => self.started(id, reply).map_err(StartError::from),
+            Err(error) => {
+                self.start_failed(&record, &error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch(
+        &self,
+        record: &ContainerRecord,
+        plan: LaunchPlan,
+        fds: Fds,
+    ) -> Result<LaunchReply, StartError> {
+        let id = &record.spec.id;
+        let error = match self.keeper().await?.launch(plan, fds).await {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        let program = record.spec.args.first().cloned().unwrap_or_default();
+        Err(match error {
+            ClientError::Keeper(failure) => match failure.kind {
+                FailureKind::CommandNotFound => {
+                    StartError::NotFound { program, source: std::io::Error::other(failure.message) }
+                }
+                FailureKind::CommandNotExecutable => {
+                    StartError::NotFound { program, source: std::io::Error::other(failure.message) }
+                }
+                FailureKind::Os(errno) => StartError::Child {
+                    id: id.clone(),
+                    step: failure.message,
+                    source: std::io::Error::from_raw_os_error(errno),
+                },
+                _ => keeper_error(format!("start container {id}"))(ClientError::Keeper(failure)).into(),
+            },
+            other => {
+                // Whether it runs is not known: let it not run.
+                if let Ok(group) = self.cgroups.open_path(&record.cgroup) {
+                    let _ = group.kill();
+                }
+                keeper_error(format!("start container {id}"))(other).into()
+            }
+        })
+    }
+
+    fn prepare_start(
+        &self,
+        record: &ContainerRecord,
+        sandbox: &SandboxRecord,
+        ready: Option<Ready>,
+    ) -> Result<(LaunchPlan, Fds), RuntimeError> {
+        let spec = &record.spec;
+        let Ready { rootfs, mut draft } = match ready {
+            Some(ready) => ready,
+            // Created by a daemon before this one.
+            None => Ready {
+                rootfs: self.mount_root(spec)?,
+                draft: self.draft(spec, &record.user, &record.cgroup, sandbox)?,
+            },
+        };
+        if let Origin::Join(path) = &mut draft.namespaces.pid {
+            *path = self.pid_namespace(spec, sandbox)?;
+        }
+        let cgroup = match self.cgroups.open_path(&record.cgroup) {
+            Ok(group) => group,
+            Err(_) => self.container_cgroup(spec, &record.cgroup)?.0,
+        };
+        let cgroup = cgroup
+            .fd()
+            .try_clone_to_owned()
+            .map_err(RuntimeError::io(format!("copy the cgroup of container {}", spec.id)))?;
+        let log = spec.log_path.as_deref().map(prepare::open_log).transpose()?;
+        let stdio = match (spec.tty, spec.stdin) {
+            (true, _) => Stdio::Terminal { columns: 80, rows: 24 },
+            (false, stdin) => Stdio::Pipes { stdin },
+        };
+        let parts = Parts {
+            id: spec.id.as_str(),
+            rootfs,
+            cgroup,
+            log,
+            stdio,
+            stdin_once: spec.stdin_once,
+            seccomp: self.filter(spec)?,
+            scratch: self.pins.scratch(),
+        };
+        prepare::launch(draft, parts)
+    }
+
+    /// The file of the process id namespace that a container joins.
+    fn pid_namespace(&self, spec: &ContainerSpec, sandbox: &SandboxRecord) -> Result<PathBuf, RuntimeError> {
+        let pid = match &spec.namespaces.pid {
+            NamespaceMode::Target(target) => {
+                let record = self.container_record(target)?;
+                match record.state {
+                    ContainerState::Running { pid, .. } if record.spec.sandbox == spec.sandbox => pid,
+                    ContainerState::Running { .. } => {
+                        return Err(RuntimeError::invalid(format!(
+                            "container {target} is in another sandbox: a target must be in the same one"
+                        )));
+                    }
+                    state => {
+                        let is = word(&state);
+                        return Err(RuntimeError::WrongState { id: target.clone(), is, wanted: "running" });
+                    }
+                }
+            }
+            _ => match sandbox.init {
+                Some(init) => init.pid.unsigned_abs(),
+                None => return Err(RuntimeError::SandboxNotReady { id: spec.sandbox.clone() }),
+            },
+        };
+        Ok(PathBuf::from(format!("/proc/{pid}/ns/pid")))
+    }
+
+    fn started(&self, id: &ContainerId, reply: LaunchReply) -> Result<(), RuntimeError> {
+        let LaunchReply { launched, pidfd, streams } = reply;
+        let started_at = timestamp(launched.started_at);
+        let (record, early) = self.change_container(id, |entry| {
+            entry.record.process = Some(launched.process);
+            entry.record.unenforced.extend(launched.warnings);
+            entry.record.state =
+                ContainerState::Running { pid: launched.process.pid.unsigned_abs(), started_at };
+            entry.held = Some(Held { pidfd, streams });
+            let early = entry.early_exit.take().map(|exit| entry.apply(exit, Some(started_at)));
+            (entry.record.clone(), early)
+        })?;
+        self.announce(Event::ContainerStarted { id: id.clone(), sandbox: record.spec.sandbox.clone() });
+        if let Some(exit) = early {
+            self.after_exit(&record, exit);
+            self.forget_later(id.to_string());
+        }
+        Ok(())
+    }
+
+    fn start_failed(&self, record: &ContainerRecord, error: &StartError) {
+        let exit = Exit {
+            status: ExitStatus::Code(START_ERROR),
+            reason: ExitReason::StartError,
+            started_at: None,
+            finished_at: Timestamp::now(),
+            message: chain(error),
+        };
+        let id = &record.spec.id;
+        match self.change_container(id, |entry| entry.end(exit.clone())) {
+            Ok(exit) => {
+                let (id, sandbox) = (id.clone(), record.spec.sandbox.clone());
+                self.announce(Event::ContainerStopped { id, sandbox, exit });
+            }
+            Err(error) => tracing::error!(container = %id, error = %chain(&error), "record a failed start"),
+        }
+    }
+
+    /// Lets the keeper forget a container in the background.
+    pub fn forget_later(&self, keeper_id: String) {
+        if let Some(keeper) = self.keeper.borrow().clone() {
+            tokio::spawn(async move {
+                if let Err(error) = keeper.forget(&keeper_id).await {
+                    tracing::debug!(id = keeper_id, error = %chain(&error), "let the keeper forget");
+                }
+            });
+        }
+    }
+
+    /// Stops a container: signal, grace, kill, wait.
+    pub async fn stop_container(self: &Arc<Self>, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        // No operation lock: a stop with a shorter grace must overtake one with a longer.
+        let (record, mut ended) = {
+            let objects = self.objects.lock();
+            let Some(entry) = objects.containers.get(id) else {
+                return Err(RuntimeError::NoContainer { id: id.clone() });
+            };
+            (entry.record.clone(), entry.ended.subscribe())
+        };
+        match record.state {
+            ContainerState::Created | ContainerState::Exited(_) => return Ok(()),
+            ContainerState::Running { .. } | ContainerState::Unknown { .. } => {}
+        }
+        if !grace.is_zero() {
+            let signal = record.spec.stop_signal.as_deref().map_or(Ok(signal::TERM), signal::parse)?;
+            match self.keeper().await?.signal(id.as_str(), signal, SignalTarget::Main).await {
+                Ok(()) => {
+                    if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok() {
+                        return Ok(());
+                    }
+                }
+                // Gone already, or nobody knows: killing settles it.
+                Err(error) => tracing::debug!(container = %id, error = %chain(&error), "send the stop signal"),
+            }
+        }
+        self.kill(&record)?;
+        if matches!(record.state, ContainerState::Unknown { .. }) {
+            return self.give_up(id, &record).await;
+        }
+        match tokio::time::timeout(KILL_TIME, ended.wait_for(|ended| *ended)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(RuntimeError::Timeout {
+                step: format!("wait for the end of container {id} after SIGKILL"),
+                seconds: KILL_TIME.as_secs(),
+            }),
+        }
+    }
+
+    fn kill(&self, record: &ContainerRecord) -> Result<(), RuntimeError> {
+        match self.cgroups.open_path(&record.cgroup).and_then(|group| group.kill()) {
+            Ok(()) | Err(sys::Errno::NOENT | sys::Errno::NODEV) => Ok(()),
+            Err(errno) => {
+                Err(RuntimeError::io(format!("kill what is in cgroup {}", record.cgroup))(errno.into()))
+            }
+        }
+    }
+
+    /// A container that no keeper watches ended when its cgroup is empty.
+    async fn give_up(self: &Arc<Self>, id: &ContainerId, record: &ContainerRecord) -> Result<(), RuntimeError> {
+        let (inner, path) = (self.clone(), record.cgroup.clone());
+        blocking(move || match inner.cgroups.open_path(&path) {
+            Ok(group) => group.wait_empty(KILL_TIME).map(drop),
+            Err(_) => Ok(()),
+        })
+        .await
+        .map_err(|errno| RuntimeError::io(format!("wait for cgroup {}", record.cgroup))(errno.into()))?;
+        self.lost(id, "it ended while nobody watched it")
+    }
+
+    /// Records the end of a container whose exit code nobody knows.
+    pub fn lost(&self, id: &ContainerId, why: &str) -> Result<(), RuntimeError> {
+        let (record, exit) = self.change_container(id, |entry| {
+            let started_at = match entry.record.state {
+                ContainerState::Running { started_at, .. } => Some(started_at),
+                ContainerState::Unknown { started_at } => started_at,
+                _ => None,
+            };
+            let exit = entry.end(Exit {
+                status: ExitStatus::Unknown,
+                reason: ExitReason::Unknown,
+                started_at,
+                finished_at: Timestamp::now(),
+                message: why.to_owned(),
+            });
+            (entry.record.clone(), exit)
+        })?;
+        self.after_exit(&record, exit);
+        Ok(())
+    }
+
+    /// Sends a signal to a container's process.
+    pub async fn signal_container(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError> {
+        let record = self.container_record(id)?;
+        if !matches!(record.state, ContainerState::Running { .. }) {
+            let is = word(&record.state);
+            return Err(RuntimeError::WrongState { id: id.clone(), is, wanted: "running" });
+        }
+        let step = keeper_error(format!("send signal {signal} to container {id}"));
+        self.keeper().await?.signal(id.as_str(), signal, SignalTarget::Main).await.map_err(step)
+    }
+
+    /// Removes a container. One that does not exist is fine.
+    pub async fn remove_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), RuntimeError> {
+        let Ok(operation) = self.container_operation(id) else { return Ok(()) };
+        let _guard = operation.lock_owned().await;
+        match self.stop_container(id, Duration::ZERO).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        }
+        let record = match self.container_record(id) {
+            Ok(record) => record,
+            Err(_) => return Ok(()),
+        };
+        if let Some(entry) = self.objects.lock().containers.get_mut(id) {
+            entry.ready = None;
+        }
+        let (inner, spec, cgroup) = (self.clone(), record.spec.clone(), record.cgroup.clone());
+        blocking(move || {
+            inner.cgroups.destroy(&cgroup)?;
+            let layer = inner.paths.layers.join(spec.id.as_str());
+            match std::fs::remove_dir_all(&layer) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(RuntimeError::io(format!("remove {}", layer.display()))(error));
+                }
+                _ => {}
+            }
+            record::remove(&inner.paths.containers, spec.id.as_str())
+        })
+        .await?;
+        self.objects.lock().containers.remove(id);
+        self.announce(Event::ContainerRemoved { id: id.clone(), sandbox: record.spec.sandbox.clone() });
+        Ok(())
+    }
+
+    /// Writes new limits.
+    pub async fn update_container(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        resources: Resources,
+    ) -> Result<(), RuntimeError> {
+        let operation = self.container_operation(id)?;
+        let _guard = operation.lock_owned().await;
+        let record = self.container_record(id)?;
+        if matches!(record.state, ContainerState::Exited(_)) {
+            let is = word(&record.state);
+            return Err(RuntimeError::WrongState { id: id.clone(), is, wanted: "created or running" });
+        }
+        let merged = merge(&record.spec.resources, resources);
+        let inner = self.clone();
+        let (merged, unenforced) = blocking(move || {
+            let group = inner
+                .cgroups
+                .open_path(&record.cgroup)
+                .map_err(|errno| RuntimeError::io(format!("open cgroup {}", record.cgroup))(errno.into()))?;
+            let unenforced = inner.cgroups.apply(&group, &merged)?;
+            Ok::<_, RuntimeError>((merged, unenforced))
+        })
+        .await?;
+        self.change_container(id, |entry| {
+            let spec = Arc::make_mut(&mut entry.record.spec);
+            spec.resources = merged;
+            entry.record.unenforced = unenforced;
+        })
+    }
+}
+
+/// New limits over old ones: what is not said stays.
+fn merge(old: &Resources, new: Resources) -> Resources {
+    let mut unified = old.unified.clone();
+    unified.extend(new.unified);
+    Resources {
+        cpu_shares: new.cpu_shares.filter(|n| *n != 0).or(old.cpu_shares),
+        cpu_quota: new.cpu_quota.filter(|n| *n != 0).or(old.cpu_quota),
+        cpu_period: new.cpu_period.filter(|n| *n != 0).or(old.cpu_period),
+        memory_limit: new.memory_limit.filter(|n| *n != 0).or(old.memory_limit),
+        memory_swap_limit: new.memory_swap_limit.filter(|n| *n != 0).or(old.memory_swap_limit),
+        pids_limit: new.pids_limit.filter(|n| *n != 0).or(old.pids_limit),
+        cpuset_cpus: new.cpuset_cpus.filter(|s| !s.is_empty()).or_else(|| old.cpuset_cpus.clone()),
+        cpuset_mems: new.cpuset_mems.filter(|s| !s.is_empty()).or_else(|| old.cpuset_mems.clone()),
+        oom_score_adj: new.oom_score_adj.or(old.oom_score_adj),
+        hugepages: if new.hugepages.is_empty() { old.hugepages.clone() } else { new.hugepages },
+        blkio_weight: new.blkio_weight.or(old.blkio_weight),
+        unified,
+    }
+}
+
+/// A state in a word.
+pub fn word(state: &ContainerState) -> &'static str {
+    match state {
+        ContainerState::Created => "created",
+        ContainerState::Running { .. } => "running",
+        ContainerState::Exited(_) => "exited",
+        ContainerState::Unknown { .. } => "unknown",
+    }
+}
+
+/// A file of the image, empty when it is not there.
+pub fn users(root: &OwnedFd, path: &str) -> Result<String, RuntimeError> {
+    use std::io::Read;
+    let step = || format!("read /{path} of the image");
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = match sys::fs::open_in_root(root, path, flags) {
+        Ok(fd) => fd,
+        Err(sys::Errno::NOENT | sys::Errno::NOTDIR | sys::Errno::LOOP) => return Ok(String::new()),
+        Err(errno) => return Err(RuntimeError::io(step())(errno.into())),
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(|errno| RuntimeError::io(step())(errno.into()))?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+        return Ok(String::new());
+    }
+    let mut bytes = Vec::new();
+    let limit = USERS_LIMIT as u64 + 1;
+    std::fs::File::from(fd).take(limit).read_to_end(&mut bytes).map_err(RuntimeError::io(step()))?;
+    if bytes.len() > USERS_LIMIT {
+        return Err(RuntimeError::invalid(format!(
+            "/{path} of the image is larger than {USERS_LIMIT} bytes: give the user as a number in an image without it"
+        )));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Gives a directory the owner and permissions of another: the root of an overlay is its upper directory.
+fn like(model: &Path, dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let model = std::fs::metadata(model)?;
+    std::os::unix::fs::chown(dir, Some(model.uid()), Some(model.gid()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(model.mode() & 0o7777))
+}

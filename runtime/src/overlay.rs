@@ -1,0 +1,166 @@
+//! Overlay file systems of image layers, as detached mounts.
+//!
+//! Layers are named to the kernel by descriptor (`/proc/thread-self/fd/N`): short however deep the data directory
+//! is, safe for any character in it, and nothing of the node's paths shows in the container's mountinfo.
+//!
+//! Guarantees: the mount is in no mount table, and is gone with its descriptor.
+//! Caveat: before 6.5 all layers must fit into one page of options: about 150 of them.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use sys::mount::FsOption;
+
+use crate::error::RuntimeError;
+
+/// Where a container's changes go.
+#[derive(Debug, Clone)]
+pub struct Writable {
+    /// Changed files.
+    pub upper: PathBuf,
+    /// The kernel's scratch directory, on the same file system.
+    pub work: PathBuf,
+}
+
+/// Mounts layers (topmost first), read-only without `writable`.
+pub fn mount(lower: &[PathBuf], writable: Option<&Writable>, scratch: &Path) -> Result<OwnedFd, RuntimeError> {
+    if lower.is_empty() {
+        return Err(RuntimeError::invalid("an image without layers cannot be mounted"));
+    }
+    let open = |path: &Path| {
+        rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| RuntimeError::io(format!("open layer {}", path.display()))(errno.into()))
+    };
+    let mut layers = lower.iter().map(|layer| open(layer)).collect::<Result<Vec<_>, _>>()?;
+    if layers.len() == 1 && writable.is_none() {
+        // overlayfs wants two directories; of one layer a plain copy of its mount does.
+        return plain(layers.remove(0));
+    }
+    let changes = match writable {
+        Some(writable) => Some((open(&writable.upper)?, open(&writable.work)?)),
+        None => None,
+    };
+    if sys::features::get().overlay_lowerdir_append {
+        one_by_one(&layers, changes.as_ref())
+    } else {
+        all_at_once(&layers, changes.as_ref(), scratch)
+    }
+}
+
+fn name(fd: &OwnedFd) -> CString {
+    CString::new(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL byte")
+}
+
+fn plain(layer: OwnedFd) -> Result<OwnedFd, RuntimeError> {
+    let step = "copy the mount of a layer";
+    let copy =
+        sys::mount::clone_tree(&layer, c"", false).map_err(|errno| RuntimeError::io(step)(errno.into()))?;
+    sys::mount::set_attributes(
+        &copy,
+        false,
+        sys::mount::attr::RDONLY,
+        0,
+        Some(sys::mount::Propagation::Private),
+    )
+    .map_err(|errno| RuntimeError::io(step)(errno.into()))?;
+    Ok(copy)
+}
+
+fn one_by_one(layers: &[OwnedFd], changes: Option<&(OwnedFd, OwnedFd)>) -> Result<OwnedFd, RuntimeError> {
+    let names: Vec<CString> = layers.iter().map(name).collect();
+    let mut options: Vec<FsOption<'_>> =
+        names.iter().map(|name| FsOption::Value(c"lowerdir+", name.as_c_str())).collect();
+    let changed = changes.map(|(upper, work)| (name(upper), name(work)));
+    if let Some((upper, work)) = &changed {
+        options.push(FsOption::Value(c"upperdir", upper));
+        options.push(FsOption::Value(c"workdir", work));
+    }
+    sys::mount::create_explained(c"overlay", Some(c"overlay"), &options, 0).map_err(explained)
+}
+
+fn explained((errno, words): (sys::Errno, String)) -> RuntimeError {
+    let step = if words.is_empty() {
+        "mount the image's layers".to_owned()
+    } else {
+        format!("mount the image's layers (the kernel says: {words})")
+    };
+    RuntimeError::io(step)(errno.into())
+}
+
+/// For kernels that take the layers in one option only: the old call, whose options may fill a page, on a
+/// directory that is unmounted again at once.
+fn all_at_once(
+    layers: &[OwnedFd],
+    changes: Option<&(OwnedFd, OwnedFd)>,
+    scratch: &Path,
+) -> Result<OwnedFd, RuntimeError> {
+    // The old call is made in this thread, so the shorter name serves.
+    let short = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut options = format!("lowerdir={}", layers.iter().map(short).collect::<Vec<_>>().join(":"));
+    if let Some((upper, work)) = changes {
+        options += &format!(",upperdir={},workdir={}", short(upper), short(work));
+    }
+    if options.len() > 4095 {
+        return Err(RuntimeError::invalid(format!(
+            "the image has {} layers, more than this kernel can mount: use Linux 6.5 or newer, or squash the image",
+            layers.len()
+        )));
+    }
+    let options = CString::new(options).expect("numbers have no NUL byte");
+    let place = scratch.join(format!("overlay-{}", uuid::Uuid::new_v4()));
+    let step = || "mount the image's layers".to_owned();
+    std::fs::create_dir(&place).map_err(RuntimeError::io(step()))?;
+    let made = old_mount(&place, &options);
+    let copy = made.and_then(|()| {
+        let copy = sys::mount::clone_tree(rustix::fs::CWD, place.as_path(), false);
+        sys::mount::unmount(place.as_path(), sys::mount::UnmountFlags::DETACH)?;
+        copy
+    });
+    let _ = std::fs::remove_dir(&place);
+    copy.map_err(|errno| RuntimeError::io(step())(errno.into()))
+}
+
+fn old_mount(place: &Path, options: &CStr) -> sys::Result<()> {
+    rustix::mount::mount(c"overlay", place, c"overlay", rustix::mount::MountFlags::empty(), options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn both_ways_show_the_same_files() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let sub = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(&path).expect("a directory");
+            path
+        };
+        // The temporary directory may itself be on an overlay, which cannot be an upper directory.
+        let (one, two) = (sub("one,a:b"), sub("two"));
+        fs::write(one.join("top"), "1").expect("written");
+        fs::write(two.join("bottom"), "2").expect("written");
+        let layers: Vec<OwnedFd> = [&one, &two]
+            .iter()
+            .map(|path| rustix::fs::open(path.as_path(), OFlags::PATH, Mode::empty()).expect("opened"))
+            .collect();
+        let mut mounts = vec![all_at_once(&layers, None, &sub("scratch")).expect("mounted the old way")];
+        if sys::features::get().overlay_lowerdir_append {
+            mounts.push(one_by_one(&layers, None).expect("mounted"));
+        }
+        for mount in mounts {
+            for (file, want) in [("top", "1"), ("bottom", "2")] {
+                assert_eq!(sys::fs::read_small(&mount, file).expect("read"), want);
+            }
+        }
+        let text = fs::read_to_string("/proc/self/mountinfo").expect("read");
+        assert!(!text.contains(&*dir.path().to_string_lossy()), "nothing is left mounted");
+    }
+}

@@ -1,0 +1,158 @@
+//! Namespaces and `/dev/shm` of sandboxes, kept alive by mounts below `<run>/ns`.
+//!
+//! `<run>/ns` is a tmpfs of its own with private propagation: one unmount of it drops them all, and no other mount
+//! namespace ever sees them.
+//!
+//! Guarantees: all of a sandbox's pins are in `<run>/ns/<id>/`.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use sys::mount::{FsOption, Propagation, UnmountFlags, attr};
+use sys::namespace::{Kind, NamespaceError};
+
+use crate::error::RuntimeError;
+use crate::spec::{NamespaceMode, SandboxSpec};
+
+/// The directory of all pins.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    dir: PathBuf,
+}
+
+/// Names of the pinned kinds.
+const KINDS: [(Kind, &str); 3] = [(Kind::Net, "net"), (Kind::Ipc, "ipc"), (Kind::Uts, "uts")];
+
+const SHM_SIZE: u64 = 64 << 20;
+
+impl Pins {
+    /// Opens the directory; mounts its tmpfs when that is not there.
+    pub fn open(dir: PathBuf) -> std::io::Result<Pins> {
+        std::fs::create_dir_all(&dir)?;
+        let dir = dir.canonicalize()?;
+        if !mounted(&dir)? {
+            let options = [FsOption::Value(c"mode", c"711"), FsOption::Value(c"size", c"16m")];
+            let set = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+            let tmpfs = sys::mount::create(c"tmpfs", Some(c"orlop"), &options, set)?;
+            sys::mount::attach_at(&tmpfs, dir.as_path())?;
+            sys::mount::set_attributes(&tmpfs, false, 0, 0, Some(Propagation::Private))?;
+        }
+        Ok(Pins { dir })
+    }
+
+    /// Where a sandbox's pins are.
+    pub fn of(&self, id: &str) -> PathBuf {
+        self.dir.join(id)
+    }
+
+    /// A directory for mounts that live for a moment.
+    pub fn scratch(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Names of all sandboxes that have pins.
+    pub fn all(&self) -> std::io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    /// Makes a sandbox's namespaces with host name and sysctls (as paths below `/proc/sys`) set, and its shm.
+    pub fn make(&self, spec: &SandboxSpec, sysctls: &[(String, String)]) -> Result<(), RuntimeError> {
+        let dir = self.of(spec.id.as_str());
+        std::fs::create_dir(&dir).map_err(RuntimeError::io(format!("make {}", dir.display())))?;
+        let modes = [&spec.namespaces.net, &spec.namespaces.ipc, &spec.namespaces.uts];
+        let wanted: Vec<(Kind, &str)> = KINDS
+            .into_iter()
+            .zip(modes)
+            .filter(|(_, mode)| **mode != NamespaceMode::Node)
+            .map(|(kind, _)| kind)
+            .collect();
+        let kinds: Vec<Kind> = wanted.iter().map(|(kind, _)| *kind).collect();
+        let own_uts = spec.namespaces.uts != NamespaceMode::Node;
+        let setup = || -> Result<(), RuntimeError> {
+            if own_uts {
+                rustix::system::sethostname(spec.hostname.as_bytes())
+                    .map_err(|errno| RuntimeError::io(format!("set host name {:?}", spec.hostname))(errno.into()))?;
+            }
+            if sysctls.is_empty() {
+                return Ok(());
+            }
+            let procfs = sys::sysctl::Procfs::open()
+                .map_err(|errno| RuntimeError::io("open a procfs for sysctls")(errno.into()))?;
+            for (path, value) in sysctls {
+                procfs
+                    .write(format!("sys/{path}").as_str(), value.as_bytes())
+                    .map_err(|errno| RuntimeError::io(format!("set sysctl {path} to {value:?}"))(errno.into()))?;
+            }
+            Ok(())
+        };
+        if !kinds.is_empty() {
+            let (descriptors, outcome) = sys::namespace::create(&kinds, setup).map_err(namespace_error)?;
+            outcome?;
+            for ((_, name), descriptor) in wanted.iter().zip(&descriptors) {
+                sys::namespace::pin(descriptor, &dir.join(name)).map_err(namespace_error)?;
+            }
+        }
+        if spec.namespaces.ipc != NamespaceMode::Node {
+            self.make_shm(&dir, spec.shm_size.unwrap_or(SHM_SIZE))?;
+        }
+        Ok(())
+    }
+
+    fn make_shm(&self, dir: &Path, size: u64) -> Result<(), RuntimeError> {
+        let path = dir.join("shm");
+        let step = || format!("mount {}", path.display());
+        let size = crate::plan::text(size.to_string().as_bytes())?;
+        let options = [FsOption::Value(c"mode", c"1777"), FsOption::Value(c"size", &size)];
+        let set = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+        rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700))
+            .and_then(|()| sys::mount::create(c"tmpfs", Some(c"shm"), &options, set))
+            .and_then(|tmpfs| sys::mount::attach_at(&tmpfs, path.as_path()))
+            .map_err(|errno| RuntimeError::io(step())(errno.into()))
+    }
+
+    /// Drops a sandbox's pins. Missing ones are fine.
+    pub fn drop(&self, id: &str) -> Result<(), RuntimeError> {
+        let dir = self.of(id);
+        for (_, name) in KINDS {
+            sys::namespace::unpin(&dir.join(name)).map_err(namespace_error)?;
+        }
+        let step = || format!("remove {}", dir.display());
+        match sys::mount::unmount(dir.join("shm").as_path(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(sys::Errno::INVAL | sys::Errno::NOENT) => {}
+            Err(errno) => return Err(RuntimeError::io(step())(errno.into())),
+        }
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RuntimeError::io(step())(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops everything, with the tmpfs itself.
+    pub fn destroy(&self) -> std::io::Result<()> {
+        if mounted(&self.dir)? {
+            sys::mount::unmount(self.dir.as_path(), UnmountFlags::DETACH)?;
+        }
+        match std::fs::remove_dir(&self.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn mounted(dir: &Path) -> std::io::Result<bool> {
+    Ok(sys::mountinfo::read()?.iter().any(|entry| entry.target == dir))
+}
+
+fn namespace_error(error: NamespaceError) -> RuntimeError {
+    let source = match &error {
+        NamespaceError::Thread(source) => std::io::Error::from(source.kind()),
+        NamespaceError::Create { source, .. }
+        | NamespaceError::Open { source, .. }
+        | NamespaceError::Pin { source, .. } => (*source).into(),
+    };
+    RuntimeError::io(error.to_string())(source)
+}

@@ -1,0 +1,234 @@
+//! The life of a sandbox.
+//!
+//! Guarantees: its record is on disk before anything of it exists; whatever step fails, the earlier ones are undone.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use keeper::plan::{Fds, InitPlan, Namespaces as KeeperNamespaces};
+
+use crate::core::{Held, Inner, SandboxEntry, blocking, chain, init_id, keeper_error};
+use crate::error::RuntimeError;
+use crate::id::{ContainerId, SandboxId};
+use crate::record::{self, SandboxRecord};
+use crate::spec::{NamespaceMode, Resources, SandboxSpec};
+use crate::state::{Event, Sandbox, SandboxState};
+use crate::sysctl;
+
+impl Inner {
+    /// Makes a sandbox.
+    pub async fn create_sandbox(self: &Arc<Self>, mut spec: SandboxSpec) -> Result<Sandbox, RuntimeError> {
+        let id = spec.id.clone();
+        check(&spec)?;
+        let sysctls = sysctl::check(&spec.sysctls, &spec.namespaces)?;
+        let cgroup = self.cgroups.pod_path(spec.cgroup_parent.as_deref(), id.as_str())?;
+        let meta = Arc::new(std::mem::take(&mut spec.meta));
+        let record = SandboxRecord {
+            spec: Arc::new(spec),
+            meta,
+            state: SandboxState::NotReady,
+            created_at: Timestamp::now(),
+            cgroup,
+            cgroup_made: false,
+            init: None,
+            unenforced: Vec::new(),
+        };
+        {
+            let mut objects = self.objects.lock();
+            if objects.sandboxes.contains_key(&id) {
+                return Err(RuntimeError::Exists { what: format!("sandbox {id}") });
+            }
+            objects.sandboxes.insert(id.clone(), SandboxEntry::new(record.clone()));
+        }
+        let operation = self.sandbox_operation(&id)?;
+        let guard = operation.lock_owned().await;
+        let made = self.make_sandbox(record, sysctls).await;
+        match made {
+            Ok(sandbox) => {
+                self.announce(Event::SandboxCreated(id));
+                Ok(sandbox)
+            }
+            Err(error) => {
+                drop(guard);
+                if let Err(undo) = self.remove_sandbox(&id).await {
+                    tracing::error!(sandbox = %id, error = %chain(&undo), "undo a sandbox that could not be made");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_sandbox(
+        self: &Arc<Self>,
+        record: SandboxRecord,
+        sysctls: Vec<(String, String)>,
+    ) -> Result<Sandbox, RuntimeError> {
+        let (inner, spec, path) = (self.clone(), record.spec.clone(), record.cgroup.clone());
+        let shared_pid = spec.namespaces.pid == NamespaceMode::Pod;
+        let id = spec.id.clone();
+        let (made, unenforced, init_cgroup) = blocking(move || {
+            record::write(&inner.paths.sandboxes, spec.id.as_str(), &record)?;
+            let (made, unenforced) = inner.cgroups.make_pod(&path, &spec.resources)?;
+            // Known before anything else fails, so that undoing removes the cgroup too.
+            if let Some(entry) = inner.objects.lock().sandboxes.get_mut(&spec.id) {
+                entry.record.cgroup_made = made;
+            }
+            inner.pins.make(&spec, &sysctls)?;
+            let init = match shared_pid {
+                true => Some(inner.cgroups.make_container(&format!("{path}/init"), &Resources::default())?.0),
+                false => None,
+            };
+            Ok::<_, RuntimeError>((made, unenforced, init))
+        })
+        .await?;
+        let init = match init_cgroup {
+            Some(group) => {
+                let mut fds = Fds::default();
+                let fd = group
+                    .fd()
+                    .try_clone_to_owned()
+                    .map_err(RuntimeError::io(format!("copy the cgroup of sandbox {id}")))?;
+                let plan =
+                    InitPlan { id: init_id(&id), cgroup: Some(fds.add(fd)), namespaces: KeeperNamespaces::default() };
+                let reply = self
+                    .keeper()
+                    .await?
+                    .launch_init(plan, fds)
+                    .await
+                    .map_err(keeper_error(format!("start the init of sandbox {id}")))?;
+                Some(reply)
+            }
+            None => None,
+        };
+        let snapshot = self.change_sandbox(&id, |entry| {
+            entry.record.cgroup_made = made;
+            entry.record.unenforced = unenforced;
+            if let Some(reply) = init {
+                entry.record.init = Some(reply.launched.process);
+                entry.held = Some(Held { pidfd: reply.pidfd, streams: reply.streams });
+            }
+            entry.record.state = SandboxState::Ready;
+            self.snapshot(&entry.record)
+        })?;
+        Ok(snapshot)
+    }
+
+    /// Writes new limits to a pod's cgroup.
+    pub async fn update_sandbox(self: &Arc<Self>, id: &SandboxId, resources: Resources) -> Result<(), RuntimeError> {
+        let operation = self.sandbox_operation(id)?;
+        let _guard = operation.lock_owned().await;
+        let record = self.sandbox_record(id)?;
+        let inner = self.clone();
+        let (resources, unenforced) = blocking(move || {
+            let group = inner
+                .cgroups
+                .open_path(&record.cgroup)
+                .map_err(|errno| RuntimeError::io(format!("open cgroup {}", record.cgroup))(errno.into()))?;
+            let unenforced = inner.cgroups.apply(&group, &resources)?;
+            Ok::<_, RuntimeError>((resources, unenforced))
+        })
+        .await?;
+        self.change_sandbox(id, |entry| {
+            Arc::make_mut(&mut entry.record.spec).resources = resources;
+            entry.record.unenforced = unenforced;
+        })
+    }
+
+    /// Kills what runs in a sandbox.
+    pub async fn stop_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<(), RuntimeError> {
+        let operation = match self.sandbox_operation(id) {
+            Ok(operation) => operation,
+            Err(_) => return Ok(()),
+        };
+        let _guard = operation.lock_owned().await;
+        // First the state, so that no further container is started.
+        let was = self.change_sandbox(id, |entry| {
+            std::mem::replace(&mut entry.record.state, SandboxState::NotReady)
+        })?;
+        let ends = self.containers_of(id).into_iter().map(|container| {
+            let inner = self.clone();
+            async move { inner.stop_container(&container, std::time::Duration::ZERO).await }
+        });
+        let mut failed = None;
+        for outcome in futures::future::join_all(ends).await {
+            match outcome {
+                Err(error) if !error.is_not_found() => failed = Some(error),
+                _ => {}
+            }
+        }
+        self.stop_init(id).await?;
+        if was == SandboxState::Ready {
+            self.announce(Event::SandboxStopped(id.clone()));
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn stop_init(self: &Arc<Self>, id: &SandboxId) -> Result<(), RuntimeError> {
+        let record = self.sandbox_record(id)?;
+        if record.spec.namespaces.pid != NamespaceMode::Pod {
+            return Ok(());
+        }
+        let inner = self.clone();
+        blocking(move || inner.cgroups.destroy(&format!("{}/init", record.cgroup))).await?;
+        self.change_sandbox(id, |entry| {
+            entry.record.init = None;
+            entry.held = None;
+        })
+    }
+
+    /// Removes a sandbox with its containers. One that does not exist is fine.
+    pub async fn remove_sandbox(self: &Arc<Self>, id: &SandboxId) -> Result<(), RuntimeError> {
+        if self.sandbox_operation(id).is_err() {
+            return Ok(());
+        }
+        self.stop_sandbox(id).await?;
+        for container in self.containers_of(id) {
+            self.remove_container(&container).await?;
+        }
+        let operation = match self.sandbox_operation(id) {
+            Ok(operation) => operation,
+            Err(_) => return Ok(()),
+        };
+        let _guard = operation.lock_owned().await;
+        let Ok(record) = self.sandbox_record(id) else { return Ok(()) };
+        let inner = self.clone();
+        let gone = id.clone();
+        blocking(move || {
+            inner.pins.drop(gone.as_str())?;
+            if record.cgroup_made {
+                inner.cgroups.destroy(&record.cgroup)?;
+            }
+            record::remove(&inner.paths.sandboxes, gone.as_str())
+        })
+        .await?;
+        self.objects.lock().sandboxes.remove(id);
+        self.announce(Event::SandboxRemoved(id.clone()));
+        Ok(())
+    }
+
+    /// Ids of a sandbox's containers.
+    pub fn containers_of(&self, id: &SandboxId) -> Vec<ContainerId> {
+        let objects = self.objects.lock();
+        let of_it = objects.containers.values().filter(|entry| entry.record.spec.sandbox == *id);
+        of_it.map(|entry| entry.record.spec.id.clone()).collect()
+    }
+}
+
+fn check(spec: &SandboxSpec) -> Result<(), RuntimeError> {
+    let namespaces = &spec.namespaces;
+    for (name, mode) in [("network", &namespaces.net), ("ipc", &namespaces.ipc), ("uts", &namespaces.uts)] {
+        if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
+            return Err(RuntimeError::invalid(format!(
+                "the {name} namespace of a sandbox is the pod's or the node's: {mode:?} is not possible"
+            )));
+        }
+    }
+    if spec.hostname.len() > 64 || spec.hostname.bytes().any(|b| b == 0) {
+        return Err(RuntimeError::invalid(format!(
+            "host name {:?} has {} bytes: at most 64 are possible",
+            spec.hostname,
+            spec.hostname.len()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! What containers use: cgroup files where the controllers are there, else what procfs tells of the processes.
+//!
+//! Caveat: without controllers, processor time of processes that have ended and were not waited for inside the
+//! container is lost; pages that processes share are counted in each of them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use sys::cgroup::{Group, keyed_value};
+
+use crate::containers::word;
+use crate::core::{Inner, blocking};
+use crate::error::RuntimeError;
+use crate::id::ContainerId;
+use crate::state::{ContainerState, Stats};
+
+/// How old a measurement of the writable layer may be: it walks all files.
+const USAGE_AGE: Duration = Duration::from_secs(10);
+
+impl Inner {
+    /// Measures a container.
+    pub async fn stats(self: &Arc<Self>, id: &ContainerId) -> Result<Stats, RuntimeError> {
+        let (record, usage) = {
+            let objects = self.objects.lock();
+            let entry = objects.containers.get(id).ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })?;
+            (entry.record.clone(), entry.usage)
+        };
+        if matches!(record.state, ContainerState::Exited(_)) {
+            let is = word(&record.state);
+            return Err(RuntimeError::WrongState { id: id.clone(), is, wanted: "created or running" });
+        }
+        let inner = self.clone();
+        let (stats, usage) = blocking(move || {
+            let mut stats = inner.usage_of(&record.cgroup)?;
+            let usage = match usage {
+                Some(usage) if usage.0.elapsed() < USAGE_AGE => usage,
+                _ => {
+                    let upper = inner.paths.layers.join(record.spec.id.as_str()).join("upper");
+                    let (bytes, inodes) = disk(&upper);
+                    (Instant::now(), bytes, inodes)
+                }
+            };
+            (stats.writable_bytes, stats.writable_inodes) = (usage.1, usage.2);
+            Ok::<_, RuntimeError>((stats, usage))
+        })
+        .await?;
+        if let Some(entry) = self.objects.lock().containers.get_mut(id) {
+            entry.usage = Some(usage);
+        }
+        Ok(stats)
+    }
+
+    /// Measures a cgroup: a container's or a pod's.
+    pub fn usage_of(&self, cgroup: &str) -> Result<Stats, RuntimeError> {
+        let group = self
+            .cgroups
+            .open_path(cgroup)
+            .map_err(|errno| RuntimeError::io(format!("open cgroup {cgroup}"))(errno.into()))?;
+        let mut stats = Stats { at: Timestamp::now(), ..Stats::default() };
+        let has = |name: &str| self.cgroups.controllers.iter().any(|have| have == name);
+        let processes = if has("memory") && has("cpu") && has("pids") { None } else { Some(processes(&group)) };
+        let sums = processes.map(|pids| from_procfs(&pids)).unwrap_or_default();
+        stats.cpu_ns = cpu(&group).filter(|_| has("cpu")).unwrap_or(sums.cpu_ns);
+        if has("memory") {
+            memory(&group, &mut stats);
+        } else {
+            stats.memory_bytes = sums.rss_bytes;
+            stats.memory_working_set_bytes = sums.rss_bytes;
+            stats.memory_rss_bytes = sums.rss_bytes;
+            stats.page_faults = sums.faults;
+            stats.major_page_faults = sums.major_faults;
+        }
+        let pids = group.read("pids.current").ok().and_then(|text| text.trim().parse().ok());
+        stats.pids = pids.unwrap_or(sums.threads);
+        if let Ok(io) = group.read("io.stat") {
+            let sum = |key: &str| -> u64 {
+                io.split_ascii_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
+            };
+            stats.io_read_bytes = Some(sum("rbytes="));
+            stats.io_write_bytes = Some(sum("wbytes="));
+        }
+        for name in ["cpu", "memory", "io"] {
+            if let Ok(text) = group.read(&format!("{name}.pressure")) {
+                stats.pressure.push((name.to_owned(), text));
+            }
+        }
+        Ok(stats)
+    }
+}
+
+/// Processor time of a group in nanoseconds. `cpu.stat` has it even without the controller, but then for the
+/// whole hierarchy only when the kernel keeps it.
+fn cpu(group: &Group) -> Option<u64> {
+    keyed_value(&group.read("cpu.stat").ok()?, "usage_usec").map(|micros| micros * 1000)
+}
+
+fn memory(group: &Group, stats: &mut Stats) {
+    let number = |file: &str| group.read(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    stats.memory_bytes = number("memory.current").unwrap_or_default();
+    stats.memory_limit_bytes = number("memory.max");
+    stats.swap_bytes = number("memory.swap.current");
+    let details = group.read("memory.stat").unwrap_or_default();
+    let key = |name: &str| keyed_value(&details, name).unwrap_or_default();
+    stats.memory_working_set_bytes = stats.memory_bytes.saturating_sub(key("inactive_file"));
+    stats.memory_rss_bytes = key("anon");
+    stats.page_faults = key("pgfault");
+    stats.major_page_faults = key("pgmajfault");
+}
+
+/// Process ids in a group and below it.
+fn processes(group: &Group) -> Vec<i32> {
+    let mut pids = group.processes().unwrap_or_default();
+    for child in group.children().unwrap_or_default() {
+        if let Ok(child) = group.open(&child) {
+            pids.extend(processes(&child));
+        }
+    }
+    pids
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Sums {
+    cpu_ns: u64,
+    rss_bytes: u64,
+    threads: u64,
+    faults: u64,
+    major_faults: u64,
+}
+
+fn from_procfs(pids: &[i32]) -> Sums {
+    let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    let page = rustix::param::page_size() as u64;
+    let mut sums = Sums::default();
+    for pid in pids {
+        // One that ended meanwhile counts nothing.
+        if let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            add(&mut sums, &text, tick, page);
+        }
+    }
+    sums
+}
+
+/// Adds one `/proc/PID/stat`. The name in parentheses may contain anything.
+fn add(sums: &mut Sums, stat: &str, tick: u64, page: u64) {
+    let Some((_, rest)) = stat.rsplit_once(')') else { return };
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    // The first of them is field 3 of proc_pid_stat(5).
+    let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    sums.faults += field(10);
+    sums.major_faults += field(12);
+    sums.cpu_ns += (field(14) + field(15) + field(16) + field(17)) * tick;
+    sums.threads += field(20);
+    sums.rss_bytes += field(24) * page;
+}
+
+/// Bytes and inodes below a directory; what cannot be read counts nothing. Hard links are counted once each.
+fn disk(dir: &Path) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(data) = entry.metadata() else { continue };
+            bytes += data.blocks() * 512;
+            inodes += 1;
+            if data.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    (bytes, inodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_a_strange_name_is_counted() {
+        let mut sums = Sums::default();
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 11 0 2 0 30 4 5 6 20 0 3 0 4711 1000 25 18446744073709551615";
+        add(&mut sums, stat, 10_000_000, 4096);
+        let want = Sums { cpu_ns: 450_000_000, rss_bytes: 25 * 4096, threads: 3, faults: 11, major_faults: 2 };
+        assert_eq!(sums, want);
+        add(&mut sums, "nonsense", 1, 1);
+        assert_eq!(sums, want);
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests against the kernel: each has directories, a cgroup and a keeper of its own, and removes them.
+
+mod life;
+mod node;
+mod processes;
+mod restart;
+mod security;
