@@ -1,7 +1,7 @@
 //! Request bodies.
 //!
 //! Guarantees: no more than 3 MiB are ever read; YAML becomes JSON with bounded depth and aliases;
-//! protobuf is refused by name.
+//! protobuf of known kinds does too.
 
 use api::status::Failure;
 use bytes::Bytes;
@@ -9,6 +9,8 @@ use http::{HeaderMap, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
+
+use crate::protobuf;
 
 /// The most a body may hold: what upstream allows.
 const LIMIT: usize = 3 << 20;
@@ -32,10 +34,11 @@ pub(crate) fn content_type(headers: &HeaderMap) -> String {
     text.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }
 
-/// A body as JSON text, whatever it was written in.
-pub(crate) fn to_json(headers: &HeaderMap, body: Bytes) -> Result<Bytes, Failure> {
+/// A body as JSON text, whatever it was written in; `definition` names what it should be.
+pub(crate) fn to_json(headers: &HeaderMap, definition: &str, body: Bytes) -> Result<Bytes, Failure> {
     match content_type(headers).as_str() {
         "application/json" | "" => Ok(body),
+        "application/vnd.kubernetes.protobuf" => protobuf::to_json(definition, &body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml_to_json(&body),
         _ => Err(Failure::unsupported_media_type(&["application/json", "application/yaml"])),
     }

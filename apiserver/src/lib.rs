@@ -21,6 +21,7 @@ mod token;
 
 mod body;
 mod negotiate;
+mod protobuf;
 mod respond;
 
 mod cache;
@@ -51,5 +52,5 @@ mod metrics;
 mod sweep;
 mod tls;
 
-pub use config::{Config, StartError};
+pub use config::{Config, StartError, kubernetes_service_ip};
 pub use server::Server;

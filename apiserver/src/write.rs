@@ -47,7 +47,7 @@ pub(crate) fn suffix() -> String {
 /// Checks a body's fields, and keeps the warnings for the answer.
 pub(crate) fn decode(call: &Call, definition: &str, body: Bytes) -> Result<Value, Failure> {
     let mode = FieldValidation::parse(call.query.get("fieldValidation"))?;
-    let json = body::to_json(&call.headers, body)?;
+    let json = body::to_json(&call.headers, definition, body)?;
     let checked = schema::decode(definition, &json, mode)?;
     call.warn(checked.warnings);
     if !checked.object.is_object() {
