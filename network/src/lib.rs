@@ -39,6 +39,8 @@ mod table;
 
 mod rules;
 
+mod conntrack;
+
 mod cni;
 pub use cni::CniError;
 

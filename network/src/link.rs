@@ -295,11 +295,21 @@ pub(crate) fn addresses(replies: &[Reply], index: u32) -> Vec<(IpAddr, u8)> {
     payloads.filter_map(|reply| address(&reply.payload, index)).collect()
 }
 
+/// All addresses in the answers to [`all_addresses`].
+pub(crate) fn every_address(replies: &[Reply]) -> Vec<IpAddr> {
+    let payloads = replies.iter().filter(|reply| reply.kind == RTM_NEWADDR);
+    payloads.filter_map(|reply| Some(any_address(&reply.payload)?.0)).collect()
+}
+
 fn address(payload: &[u8], index: u32) -> Option<(IpAddr, u8)> {
     // struct ifaddrmsg: family, prefix length, flags, scope, then the index.
     if u32::from_ne_bytes(*payload.get(4..8)?.first_chunk()?) != index || payload[3] != 0 {
         return None;
     }
+    any_address(payload)
+}
+
+fn any_address(payload: &[u8]) -> Option<(IpAddr, u8)> {
     let attributes = NlasIterator::new(payload.get(8..)?).map_while(Result::ok);
     // IFA_ADDRESS; IFA_LOCAL, where there is one, says the same on anything but point-to-point links.
     let mut ips = attributes.filter(|attribute| attribute.kind() == 1).filter_map(|attribute| {

@@ -1,4 +1,4 @@
-//! A blocking rtnetlink socket that sends many requests at once.
+//! A blocking netlink socket that sends many requests at once.
 //!
 //! rtnetlink answers within the send, so there is nothing to wait for and nothing to schedule: a batch
 //! costs two system calls and the kernel's own work. That is why the async client of the `rtnetlink` crate is not used.
@@ -54,9 +54,19 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// A socket in the namespace of the calling thread.
+    /// A socket for interfaces and routes in the namespace of the calling thread.
     pub(crate) fn open_here() -> io::Result<Netlink> {
-        let socket = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Netlink::open(None)
+    }
+
+    /// A socket for netfilter in the given namespace.
+    pub(crate) fn open_netfilter(netns: BorrowedFd<'_>) -> io::Result<Netlink> {
+        crate::netns::within(netns, || Netlink::open(Some(net::netlink::NETFILTER)))
+    }
+
+    fn open(protocol: Option<net::Protocol>) -> io::Result<Netlink> {
+        let socket =
+            net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(TIMEOUT))?;
         Ok(Netlink { socket, sequence: 0, buffer: Vec::new() })
     }
@@ -107,24 +117,45 @@ impl Netlink {
         self.sequence += 1;
         let mut bytes = Vec::with_capacity(64);
         encode(&mut bytes, message, if dump { NLM_F_DUMP } else { NLM_F_ACK }, self.sequence);
-        self.send(&bytes)?;
+        self.exchange(&bytes)
+    }
+
+    /// Sends one message of any protocol, as a request for a dump or for a change.
+    pub(crate) fn query_raw(&mut self, kind: u16, dump: bool, payload: &[u8]) -> io::Result<Vec<Reply>> {
+        self.sequence += 1;
+        let length = u32::try_from(16 + payload.len()).expect("a request is short");
+        let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { NLM_F_ACK };
+        let mut bytes = Vec::with_capacity(length as usize);
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(payload);
+        self.exchange(&bytes)
+    }
+
+    fn exchange(&mut self, bytes: &[u8]) -> io::Result<Vec<Reply>> {
+        self.send(bytes)?;
         let mut replies = Vec::new();
         let mut buffer = std::mem::take(&mut self.buffer);
-        loop {
+        let outcome = 'answers: loop {
             let length = self.receive(&mut buffer)?;
             for message in Messages(&buffer[..length]) {
                 let (kind, sequence, payload) = message?;
                 match kind {
                     _ if sequence != self.sequence => {}
-                    NLMSG_DONE => return Ok(replies),
+                    NLMSG_DONE => break 'answers Ok(replies),
                     NLMSG_ERROR => match error_code(payload) {
-                        0 => return Ok(replies),
-                        code => return Err(io::Error::from_raw_os_error(code)),
+                        0 => break 'answers Ok(replies),
+                        code => break 'answers Err(io::Error::from_raw_os_error(code)),
                     },
                     kind => replies.push(Reply { kind, payload: payload.to_vec() }),
                 }
             }
-        }
+        };
+        self.buffer = buffer;
+        outcome
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
@@ -133,7 +164,9 @@ impl Netlink {
     }
 
     fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
-        buffer.resize(BUFFER, 0);
+        if buffer.is_empty() {
+            *buffer = vec![0; BUFFER];
+        }
         loop {
             match net::recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty()) {
                 Ok((length, _)) => return Ok(length),

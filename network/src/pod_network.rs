@@ -16,7 +16,7 @@ use crate::error::{AddError, OpenError, StatsError, TeardownErrors};
 use crate::lease::{self, Directory, Lease, MadeBy, Pool};
 use crate::link::Link;
 use crate::locks::KeyLocks;
-use crate::model::{Config, InterfaceStats, Mode, NetworkStatus, PodInfo, PodIps, PortMapping};
+use crate::model::{Config, InterfaceStats, Mode, NetworkStatus, PodInfo, PodIps, PortMapping, Protocol};
 use crate::netlink::Refused;
 use crate::nft::Nft;
 use crate::reaper;
@@ -24,7 +24,7 @@ use crate::state::State;
 use crate::table::Table;
 use crate::wire::{self, BridgeSpec, PodLink, Wire};
 use crate::work::{blocking, chain, task};
-use crate::{hostport, netns};
+use crate::{conntrack, hostport, netns};
 
 /// The longest name of an interface.
 const MAX_NAME: usize = 15;
@@ -350,11 +350,25 @@ impl Inner {
         }
         let wrap = |source| AddError::Nft { id: lease.id.clone(), source };
         self.table.open(&self.state, lease).await.map_err(wrap)?;
+        self.forget_udp(lease).await;
         // Only now: the guard against forged loopback addresses is in place.
         let wire = Arc::clone(wire);
         let set = blocking(move || wire.route_localnet()).await.ok_or(AddError::Closed)?;
         let step = || "let 127.0.0.1 reach host ports".to_owned();
         set.map_err(|source| AddError::Kernel { step: step(), source })
+    }
+
+    /// Makes running UDP flows heed a change of host ports.
+    async fn forget_udp(&self, lease: &Lease) {
+        let (netns, ips, ports) = (Arc::clone(&self.netns), lease.ips.clone(), lease.ports.clone());
+        if !ports.iter().any(|port| port.protocol == Protocol::Udp) {
+            return;
+        }
+        let forgotten = blocking(move || conntrack::forget_udp(netns.as_fd(), &ips, &ports));
+        if let Some(Err(err)) = forgotten.await {
+            // New flows are right in any case.
+            warn!(sandbox = lease.id, %err, "running UDP flows may not notice a change of host ports");
+        }
     }
 
     async fn add_by_cni(
@@ -421,6 +435,7 @@ impl Inner {
                 let closed = lease.ports.is_empty()
                     || errors
                         .note(format!("close host ports of sandbox {id}"), self.table.close(&lease).await);
+                self.forget_udp(&lease).await;
                 let host_if = pod_link(&lease).host_if.to_owned();
                 // Rules that still lead to the address keep it from the next pod; only then is it free.
                 if closed {

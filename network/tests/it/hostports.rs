@@ -80,6 +80,29 @@ fn udp_ports_answer_from_where_they_were_asked() {
 }
 
 #[test]
+fn a_udp_client_that_never_pauses_notices_changes() {
+    lab(async |lab: Lab| {
+        let network = PodNetwork::open(lab.config()).await.unwrap();
+        let syslog = PortMapping { protocol: Protocol::Udp, ..port(5514, 514) };
+        let client = lab.outside.udp("0.0.0.0:0");
+        let send = || drop(client.send_to(b"line", (NODE, 5514)));
+        // Before there is a pod: the flow is remembered as one to the node.
+        send();
+        let mut buffer = [0; 4];
+        for id in ["a", "b"] {
+            let pod = Pod::start(&network, id, std::slice::from_ref(&syslog)).await;
+            let server = pod.netns.udp("0.0.0.0:514");
+            send();
+            server.recv_from(&mut buffer).unwrap();
+            network.remove(id, None).await.unwrap();
+            send();
+        }
+        network.destroy().await.unwrap();
+        assert_eq!(lab.leftovers(), "");
+    });
+}
+
+#[test]
 fn ports_in_use_are_refused() {
     lab(async |lab: Lab| {
         let network = PodNetwork::open(lab.config()).await.unwrap();
