@@ -102,7 +102,7 @@ digest() {
 
 # layer IMAGE TREE: adds a tree to an image as its next layer.
 layer() {
-    image=$work/$1
+    image=$work/archive-$1
     mkdir -p "$image/blobs/sha256"
     tar --sort=name --mtime=@0 --numeric-owner --format=gnu -C "$2" -cf "$work/layer.tar" .
     diff_id=$(digest "$work/layer.tar")
@@ -117,7 +117,7 @@ layer() {
 
 # image NAME CONFIG: completes an image; CONFIG is the inside of the `config` object.
 image() {
-    image=$work/$1
+    image=$work/archive-$1
     name=localhost/$1:1
     config="{\"created\":\"1970-01-01T00:00:00Z\",\"architecture\":\"$arch\",\"os\":\"linux\",\"config\":{$2},\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[$(paste -sd, "$image.diff_ids")]}}"
     printf %s "$config" >"$work/config"
