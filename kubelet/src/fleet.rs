@@ -10,6 +10,7 @@ use cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -25,6 +26,8 @@ pub struct Fleet {
     shared: Arc<Shared>,
     shutdown: CancellationToken,
     pods: RwLock<BTreeMap<PodUid, (PodKey, Handle)>>,
+    /// Grows with every event of the runtime.
+    activity: watch::Sender<u64>,
 }
 
 /// What there should be.
@@ -39,7 +42,7 @@ pub struct Wanted {
 impl Fleet {
     /// Without any pod.
     pub fn new(shared: Arc<Shared>, shutdown: CancellationToken) -> Fleet {
-        Fleet { shared, shutdown, pods: RwLock::default() }
+        Fleet { shared, shutdown, pods: RwLock::default(), activity: watch::Sender::new(0) }
     }
 
     /// Brings the tasks in line with what there should be.
@@ -100,6 +103,7 @@ impl Fleet {
 
     /// Makes the task of a pod look; all tasks if the pod is not known.
     pub fn wake(&self, uid: Option<&str>) {
+        self.activity.send_modify(|n| *n += 1);
         let pods = self.pods.read();
         let one = uid.and_then(PodUid::parse).and_then(|uid| pods.get(&uid).map(|(_, handle)| handle));
         match one {
@@ -107,6 +111,11 @@ impl Fleet {
             None if uid.is_none() => pods.values().for_each(|(_, handle)| handle.wake.notify_one()),
             None => {}
         }
+    }
+
+    /// Wakes at every event of the runtime.
+    pub fn activity(&self) -> watch::Receiver<u64> {
+        self.activity.subscribe()
     }
 
     /// The pods as they are, with their statuses.
