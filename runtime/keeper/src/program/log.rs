@@ -193,7 +193,7 @@ mod tests {
             lines.feed(chunk, T, &mut out);
         }
         lines.finish(T, &mut out);
-        String::from_utf8(out).unwrap().replace("2026-11-21T09:22:03.123456789Z stdout ", "")
+        String::from_utf8(out).unwrap().replace("2026-11-21T10:02:03.123456789Z stdout ", "")
     }
 
     #[test]

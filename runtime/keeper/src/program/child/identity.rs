@@ -15,9 +15,18 @@ use super::super::report::{At, Op, Severity, Stage, Trouble};
 use super::{Job, close_all_but, paths};
 use crate::plan::{ProcessPlan, TargetKind};
 
+/// What [`Job::restrict`] still has to do.
+#[derive(Debug)]
+pub struct Restrictions {
+    /// The capability sets the program runs with.
+    last: caps::Sets,
+    /// What this process may have until then.
+    available: u64,
+}
+
 impl Job<'_> {
-    /// Limits, capabilities, user, working directory, descriptors and filter, in this order.
-    pub(super) fn become_user(&self, root: BorrowedFd<'_>) -> Result<(), Trouble> {
+    /// Limits, user and working directory.
+    pub(super) fn become_user(&self, root: BorrowedFd<'_>) -> Result<Restrictions, Trouble> {
         let process = self.process();
         set_limits(process, self.descriptor_limit)?;
         let available = caps::get().at(Stage::Capabilities, Op::Capset)?.permitted;
@@ -31,34 +40,31 @@ impl Job<'_> {
         match entered {
             // Root may be squashed on a network filesystem where the user is not.
             Err(Errno::ACCESS | Errno::PERM) => {
-                let limited = caps::Sets {
-                    effective: wanted.effective & available,
-                    permitted: available,
-                    inheritable: 0,
-                };
+                let effective = wanted.effective & available;
+                let limited = caps::Sets { effective, permitted: available, inheritable: 0 };
                 caps::set(limited).at(Stage::Capabilities, Op::Capset)?;
                 enter_directory(root, process).at(Stage::Cwd, Op::Chdir)?;
             }
             other => other.at(Stage::Cwd, Op::Chdir)?,
         }
         rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
-
         let last = caps::Sets {
             effective: wanted.effective & available,
             permitted: wanted.permitted & available,
             inheritable: wanted.ambient & available,
         };
-        // From here on failures are reported on the only descriptor left above 2.
-        self.report.set(close_all_but(self.report.get())?);
-        self.restrict(process, last, available)
+        Ok(Restrictions { last, available })
     }
 
-    fn restrict(&self, process: &ProcessPlan, last: caps::Sets, available: u64) -> Result<(), Trouble> {
+    /// Closes all descriptors, then limits capabilities and system calls for good. No owner of a
+    /// descriptor may live in this process but those of the parent's frames, which never run again.
+    pub(super) fn restrict(&self, Restrictions { last, available }: Restrictions) -> Result<(), Trouble> {
+        // From here on failures are reported on the only descriptor left above 2.
+        self.report.set(close_all_but(self.report.get())?);
+        let process = self.process();
         let ambient = process.capabilities.ambient & last.permitted;
         let install = || match &process.seccomp {
-            Some(filter) => {
-                sys::seccomp::install(&filter.program, filter.flags).at(Stage::Seccomp, Op::Seccomp)
-            }
+            Some(filter) => sys::seccomp::install(&filter.program, filter.flags).at(Stage::Seccomp, Op::Seccomp),
             None => Ok(()),
         };
         if process.no_new_privileges {
@@ -69,8 +75,7 @@ impl Job<'_> {
         }
         if process.seccomp.is_some() {
             let admin = available & (1 << caps::number::SYS_ADMIN);
-            let able =
-                caps::Sets { effective: last.effective | admin, permitted: last.permitted | admin, ..last };
+            let able = caps::Sets { effective: last.effective | admin, permitted: last.permitted | admin, ..last };
             caps::set(able).at(Stage::Capabilities, Op::Capset)?;
             caps::set_ambient(ambient).at(Stage::Capabilities, Op::Prctl)?;
             install()?;

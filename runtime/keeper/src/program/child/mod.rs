@@ -70,7 +70,7 @@ pub struct Job<'a> {
 impl Job<'_> {
     /// Carries the job out. Never returns.
     pub fn run(self) -> ! {
-        let trouble = match self.prepare() {
+        let trouble = match self.prepare().and_then(|rest| self.restrict(rest)) {
             Ok(()) => self.run_program(),
             Err(trouble) => trouble,
         };
@@ -90,7 +90,7 @@ impl Job<'_> {
         self.fds[usize::from(index.0)].as_fd()
     }
 
-    fn prepare(&self) -> Result<(), Trouble> {
+    fn prepare(&self) -> Result<identity::Restrictions, Trouble> {
         sys::process::reset_signals();
         rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
         rustix::process::umask(rustix::fs::Mode::empty());
@@ -175,7 +175,8 @@ impl Job<'_> {
                         }
                         None => {
                             if null.is_none() {
-                                null = Some(root::open_null(root, OFlags::RDWR).at(Stage::Stdio, Op::Open)?);
+                                let found = root::find_null(root).and_then(|null| self.reopen(null.as_fd(), OFlags::RDWR));
+                                null = Some(found.at(Stage::Stdio, Op::Open)?);
                             }
                             null.as_ref().expect("was just opened").as_fd()
                         }
@@ -207,6 +208,14 @@ impl Job<'_> {
                 }
             }
         }
+    }
+
+    /// Opens what an `O_PATH` descriptor is open on, by the node's own procfs.
+    fn reopen(&self, fd: BorrowedFd<'_>, flags: OFlags) -> sys::Result<OwnedFd> {
+        let (mut digits, mut buffer) = ([0; 12], [0; paths::MAX]);
+        let number = decimal(fd.as_raw_fd(), &mut digits);
+        let path = paths::join(b"self/fd", number, &mut buffer).ok_or(Errno::NAMETOOLONG)?;
+        rustix::fs::openat(self.proc.fd(), path, flags | OFlags::CLOEXEC, rustix::fs::Mode::empty())
     }
 
     /// Sends a report; tells whether it went out.

@@ -89,7 +89,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn ensure(&mut self, path: &[u8], kind: TargetKind, mode: u32) -> Result<OwnedFd> {
-        match self.try_open(path) {
+        match self.try_open(path, kind) {
             Err(Errno::NOENT) => {}
             other => return other,
         }
@@ -106,10 +106,19 @@ impl Walk<'_> {
         }
     }
 
-    fn try_open(&self, path: &[u8]) -> Result<OwnedFd> {
+    fn try_open(&self, path: &[u8], kind: TargetKind) -> Result<OwnedFd> {
         // The empty path is the root itself.
         let path = if path.is_empty() { b"/" } else { path };
-        with_name(path, |path| open(self.root, path, OFlags::PATH, self.strict))
+        match kind {
+            TargetKind::Directory => {
+                with_name(path, |path| open(self.root, path, OFlags::PATH | OFlags::DIRECTORY, self.strict))
+            }
+            TargetKind::File => {
+                let file = with_name(path, |path| open(self.root, path, OFlags::PATH, self.strict))?;
+                let stat = rustix::fs::fstat(&file)?;
+                if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() { Err(Errno::ISDIR) } else { Ok(file) }
+            }
+        }
     }
 
     /// The name exists but leads nowhere: a link whose target is missing (which is made then), or

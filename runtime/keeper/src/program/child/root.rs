@@ -161,12 +161,12 @@ pub(super) fn mount_propagation(propagation: Propagation) -> mount::Propagation 
     }
 }
 
-/// Opens the container's `/dev/null` if it is the null device, else fails with `ENODEV`.
-pub fn open_null(root: BorrowedFd<'_>, flags: OFlags) -> SysResult<OwnedFd> {
-    let null = paths::open(root, c"/dev/null", flags | OFlags::NOFOLLOW | OFlags::NOCTTY, true)?;
+/// Finds the container's `/dev/null` (`O_PATH`) if it is the null device, else fails with `ENODEV`.
+/// Nothing else is ever opened: another device or a pipe might act or wait on it.
+pub fn find_null(root: BorrowedFd<'_>) -> SysResult<OwnedFd> {
+    let null = paths::open(root, c"/dev/null", OFlags::PATH | OFlags::NOFOLLOW, true)?;
     let stat = rustix::fs::fstat(&null)?;
-    let real =
-        FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3);
+    let real = FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3);
     if real { Ok(null) } else { Err(Errno::NODEV) }
 }
 
@@ -240,7 +240,7 @@ fn mask(
     };
     let stat = rustix::fs::fstat(&target).by(Op::Open)?;
     if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-        let null = open_null(root, OFlags::PATH).by(Op::Open)?;
+        let null = find_null(root).by(Op::Open)?;
         let bound = mount::clone_tree(&null, c"", false).by(Op::OpenTree)?;
         mount::set_attributes(&bound, false, attr::RDONLY, 0, None).by(Op::MountSetattr)?;
         return mount::attach(&bound, &target).by(Op::MoveMount);
