@@ -25,6 +25,7 @@ pub mod strategy;
 pub mod validation;
 
 pub mod patch;
+pub mod protobuf;
 
 pub mod table;
 
