@@ -70,7 +70,13 @@ pub struct Job<'a> {
 impl Job<'_> {
     /// Carries the job out. Never returns.
     pub fn run(self) -> ! {
-        let trouble = match self.prepare().and_then(|rest| self.restrict(rest)) {
+        let ready = |rest| {
+            // Sent before a filter could forbid it. A child that ends without it never ran its program.
+            let place = Trouble { stage: Stage::Exec, op: Op::Send, index: 0, errno: Errno::PIPE };
+            self.send(Severity::Ready, place, None);
+            self.restrict(rest)
+        };
+        let trouble = match self.prepare().and_then(ready) {
             Ok(()) => self.run_program(),
             Err(trouble) => trouble,
         };
@@ -195,17 +201,9 @@ impl Job<'_> {
                     place(slave.as_fd(), number)?;
                 }
                 sys::process::set_controlling_terminal(&slave).at(Stage::Session, Op::Ioctl)?;
-                let none = Trouble {
-                    stage: Stage::Console,
-                    op: Op::Send,
-                    index: 0,
-                    errno: Errno::from_raw_os_error(0),
-                };
-                if self.send(Severity::Terminal, none, Some(master.as_fd())) {
-                    Ok(())
-                } else {
-                    Err(Trouble { errno: Errno::PIPE, ..none })
-                }
+                let place = Trouble { stage: Stage::Console, op: Op::Send, index: 0, errno: Errno::PIPE };
+                let sent = self.send(Severity::Terminal, place, Some(master.as_fd()));
+                if sent { Ok(()) } else { Err(place) }
             }
         }
     }
