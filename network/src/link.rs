@@ -26,6 +26,7 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const EXISTS: &[i32] = &[Errno::EXIST.raw_os_error()];
 const GONE: &[i32] = &[Errno::NODEV.raw_os_error()];
+const NO_IPV6: &[i32] = &[Errno::AFNOSUPPORT.raw_os_error()];
 const NO_ADDRESS: &[i32] = &[Errno::ADDRNOTAVAIL.raw_os_error()];
 
 /// The MAC address of whoever has this address: stable over restarts, in the locally administered range.
@@ -97,12 +98,18 @@ pub(crate) fn set_port(host_if: &str, alias: &str) -> Request {
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
         ]),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-            In6AddrGenMode::None,
-        )])]),
         LinkAttribute::IfAlias(alias.to_owned()),
     ]);
     request("take the bridge port up", RouteNetlinkMessage::NewLink(link), 0, &[])
+}
+
+/// Keeps the kernel from giving a bridge port an IPv6 address, which nobody would use. Where the kernel has
+/// no IPv6 for it, that is so already.
+pub(crate) fn no_own_address(host_if: &str) -> Request {
+    let mut link = named(host_if);
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+    request("keep the bridge port without addresses", RouteNetlinkMessage::SetLink(link), 0, NO_IPV6)
 }
 
 /// Takes the interface up.

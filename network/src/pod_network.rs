@@ -128,7 +128,7 @@ impl PodNetwork {
     }
 
     /// Takes down everything that belongs to no id of `live`, waits until it is gone, and writes the
-    /// ruleset anew. For the start of the daemon, and now and then.
+    /// ruleset anew. For the start of the daemon, and now and then; a sandbox that is being added counts as live.
     ///
     /// # Errors
     /// The steps that failed.

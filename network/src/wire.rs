@@ -136,6 +136,7 @@ impl Wire {
         let make = || {
             self.netlink.lock().batch(vec![
                 link::new_veth(pod.host_if, self.index, self.mtu, pod_netns.as_fd(), mac),
+                link::no_own_address(pod.host_if),
                 link::set_port(pod.host_if, &alias),
             ])
         };

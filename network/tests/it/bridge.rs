@@ -225,6 +225,22 @@ fn counters_and_status_tell_what_is() {
 }
 
 #[test]
+fn a_kernel_without_ipv6_for_pods_will_do() {
+    lab(async |lab: Lab| {
+        // Below 1280 bytes the kernel has no IPv6 on an interface at all.
+        let narrow =
+            Config { mtu: Some(1000), pod_cidrs: vec!["10.42.0.0/24".parse().unwrap()], ..lab.config() };
+        let network = PodNetwork::open(narrow).await.unwrap();
+        let a = Pod::start(&network, "a", &[]).await;
+        assert_eq!(a.netns.sh("cat /proc/net/route | wc -l").trim(), "3");
+        assert!(a.netns.sh("ip link show eth0").contains("mtu 1000"));
+        seen_by(&a.netns.listen("0.0.0.0:80"), &lab.node, &a.v4(), 80);
+        network.destroy().await.unwrap();
+        assert_eq!(lab.leftovers(), "");
+    });
+}
+
+#[test]
 fn contradictory_configurations_are_refused() {
     lab(async |lab: Lab| {
         let message = async |config: Config| match PodNetwork::open(config).await {
