@@ -41,7 +41,7 @@ struct Finding {
 }
 
 /// What the machine looks like.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Observed {
     root: bool,
     kernel: String,
@@ -269,7 +269,8 @@ mod tests {
             seccomp: true,
             pidfd_exit_info: true,
             forwarding: true,
-            ..Observed::default()
+            data_on_overlay: false,
+            swap_total: 0,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::config::NodeConfig;
 pub struct Node {
     /// The CRI, in process.
     pub cri: Arc<dyn Cri>,
-    network: Arc<PodNetwork>,
+    network: PodNetwork,
     images: Store,
     listener: tokio::net::UnixListener,
     admin: tokio::net::UnixListener,
@@ -60,16 +60,13 @@ impl Node {
     pub async fn open(config: &NodeConfig) -> anyhow::Result<Node> {
         // The runtime's lock comes first: it tells of a second daemon on the same root.
         let runtime = Runtime::open(runtime_options(config)).await?;
-        for statement in &runtime.capabilities().statements {
-            warn!("{statement}");
-        }
         let images = Store::open(config.paths.data.join("images"), registry_config(config))?;
-        let network = Arc::new(PodNetwork::open(network_config(config)).await?);
+        let network = PodNetwork::open(network_config(config)).await?;
         for warning in network.status().await.warnings {
             warn!("{warning}");
         }
         let server = cri_server::Config::new(config.paths.run.join("sandboxes"), config.paths.data.clone());
-        let cri = CriServer::new(runtime, images.clone(), Arc::clone(&network), server).await?;
+        let cri = CriServer::new(runtime, images.clone(), network.clone(), server).await?;
         let listener = listen(&config.cri_socket)?;
         let admin = listen(&config.paths.admin_socket())?;
         Ok(Node { cri: Arc::new(cri), network, images, listener, admin })

@@ -28,7 +28,7 @@ pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
     let node = node?;
     let api = api?;
     let address = SocketAddr::new(config.node_ips[0], api.local_addr().port());
-    let admin = write_admin_kubeconfig(&config, &pki, address)?;
+    write_admin_kubeconfig(&config, &pki, address)?;
     info!(%address, kubeconfig = %config.paths.admin_kubeconfig().display(), "serve the Kubernetes API");
     let local = format!("https://127.0.0.1:{}", address.port());
     let as_user = |identity: &Identity| {
@@ -36,7 +36,6 @@ pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
             Kubeconfig { server: &local, ca_pem: pki.ca_pem(), identity, user: "self" }.to_yaml();
         async move { client::connect_yaml(&kubeconfig).await }
     };
-    drop(admin);
     let node_user = format!("system:node:{}", config.node_name);
     let kubelet_client = as_user(&pki.client(&node_user, "system:nodes")?).await?;
     let scheduler_client = as_user(&pki.client("system:kube-scheduler", "system:masters")?).await?;
@@ -52,7 +51,7 @@ pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
     let upper = shutdown.child_token();
     let api_stop = CancellationToken::new();
     let api_task = tokio::spawn(api.run(api_stop.clone().cancelled_owned()));
-    let ((), (), kubelet, node) = tokio::join!(
+    let ((), (), (), node) = tokio::join!(
         scheduler::run(scheduler_client, upper.clone()),
         controllers::run(controller_client, controllers, upper.clone()),
         kubelet.run(upper.clone().cancelled_owned()),
@@ -61,7 +60,7 @@ pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
     api_stop.cancel();
     api_task.await.context("the apiserver's task failed")?;
     info!("the daemon ends; pods go on");
-    kubelet.map_err(anyhow::Error::from).and(node)
+    node
 }
 
 /// `orlop kubelet`: the node alone.
@@ -89,12 +88,13 @@ pub async fn kubelet(config: NodeConfig, flags: &KubeletFlags) -> anyhow::Result
     if let Some(socket) = &flags.container_runtime_endpoint {
         let cri: Arc<dyn Cri> = Arc::new(cri_api::GrpcClient::connect(socket).await?);
         let kubelet = new_kubelet(&config, api, client, cri, manifests).await?;
-        return kubelet.run(shutdown.cancelled_owned()).await.map_err(Into::into);
+        kubelet.run(shutdown.cancelled_owned()).await;
+        return Ok(());
     }
     let node = Node::open(&config).await?;
     let kubelet = new_kubelet(&config, api, client, Arc::clone(&node.cri), manifests).await?;
-    let (kubelet, node) = tokio::join!(kubelet.run(shutdown.clone().cancelled_owned()), node.serve(shutdown));
-    kubelet.map_err(anyhow::Error::from).and(node)
+    let ((), node) = tokio::join!(kubelet.run(shutdown.clone().cancelled_owned()), node.serve(shutdown));
+    node
 }
 
 /// `orlop cri`: the CRI socket alone.

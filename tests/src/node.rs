@@ -68,7 +68,7 @@ impl Node {
         // A route to the outside gives the node an address; the packets go nowhere.
         for line in [
             "link set lo up",
-            "link add outside type dummy",
+            "link add outside type bridge",
             "addr add 10.99.0.2/24 dev outside",
             "link set outside up",
             "route add default via 10.99.0.1",
