@@ -25,7 +25,6 @@ pub mod strategy;
 pub mod validation;
 
 pub mod patch;
-pub mod protobuf;
 
 pub mod table;
 

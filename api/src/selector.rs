@@ -324,10 +324,7 @@ impl FieldSelector {
             let known =
                 matches!(field, "metadata.name" | "metadata.namespace") || supported(row).contains(&field);
             if !known {
-                return Err(Failure::bad_request(format!(
-                    "Unable to find {:?} that match label selector \"\", field selector {text:?}: field label not supported: {field}",
-                    crate::registry::api_version(row.group, row.version) + ", Resource=" + row.plural,
-                )));
+                return Err(Failure::bad_request(format!("field label not supported: {field}")));
             }
             terms.push(Term { field: field.to_owned(), value, equal });
         }
