@@ -37,6 +37,7 @@ pub struct Pending {
     terminal: Option<OwnedFd>,
     warnings: Vec<String>,
     failure: Option<Trouble>,
+    ready: bool,
 }
 
 /// The keeper's ends of a container's pipes.
@@ -103,6 +104,7 @@ impl Server {
             terminal: None,
             warnings: Vec::new(),
             failure: None,
+            ready: false,
         };
         self.await_report(pending)
     }
@@ -161,6 +163,7 @@ impl Server {
             terminal: None,
             warnings: Vec::new(),
             failure: None,
+            ready: true,
         };
         self.await_report(pending)
     }
@@ -230,6 +233,7 @@ impl Server {
             terminal: None,
             warnings: Vec::new(),
             failure: None,
+            ready: false,
         };
         self.await_report(pending)
     }
@@ -334,6 +338,7 @@ impl Server {
                     Some((Severity::Warning, trouble)) => {
                         pending.warnings.push(report::sentence(&pending.plan, trouble));
                     }
+                    Some((Severity::Ready, _)) => pending.ready = true,
                     Some((Severity::Terminal, _)) => pending.terminal = fds.into_iter().next(),
                     None => {}
                 },
@@ -352,6 +357,13 @@ impl Server {
             // It said its last word and exits; nobody else reaps it.
             let _ = sys::process::wait(&pending.pidfd);
             Err(report::failure(&pending.plan, trouble))
+        } else if !pending.ready {
+            let how = match sys::process::wait(&pending.pidfd) {
+                Ok(status) => super::server::exit_how(status).to_string(),
+                Err(errno) => report::words(errno),
+            };
+            let message = format!("the child ended before it ran its program: {how}");
+            Err(Failure { kind: FailureKind::Os(Errno::CHILD.raw_os_error()), message })
         } else if let Plan::Exec(plan) = &pending.plan {
             let (container, id) = (plan.container.clone(), plan.id.clone());
             let warnings = std::mem::take(&mut pending.warnings);

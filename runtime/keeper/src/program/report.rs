@@ -18,6 +18,8 @@ pub enum Severity {
     Warning,
     /// The master of the terminal comes with this report.
     Terminal,
+    /// All is prepared; what follows is the program, or a failure.
+    Ready,
 }
 
 macro_rules! numbered {
@@ -199,6 +201,7 @@ pub fn decode(bytes: &[u8]) -> Option<(Severity, Trouble)> {
         0 => Severity::Failure,
         1 => Severity::Warning,
         2 => Severity::Terminal,
+        3 => Severity::Ready,
         _ => return None,
     };
     let word = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];

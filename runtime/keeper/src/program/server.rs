@@ -350,7 +350,7 @@ pub(super) fn now() -> UnixNanos {
     UnixNanos(time.tv_sec * 1_000_000_000 + time.tv_nsec)
 }
 
-fn exit_how(status: ExitStatus) -> ExitHow {
+pub(super) fn exit_how(status: ExitStatus) -> ExitHow {
     match status {
         ExitStatus::Code(code) => ExitHow::Code(code),
         ExitStatus::Signal(signal) => ExitHow::Signal(signal),

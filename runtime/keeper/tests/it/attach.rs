@@ -84,7 +84,10 @@ keeper_test!(a_log_is_reopened_between_lines, f, {
     f.keeper.reopen_log("log", std::os::fd::AsFd::as_fd(&file)).await.unwrap();
     rustix::io::write(reply.streams.stdin.as_ref().unwrap(), b"\n").unwrap();
     f.exit().await;
-    assert_eq!((f.lines("old"), f.lines("log")), (vec!["stdout F one".to_owned()], vec!["stdout F two".to_owned()]));
+    assert_eq!(
+        (f.lines("old"), f.lines("log")),
+        (vec!["stdout F one".to_owned()], vec!["stdout F two".to_owned()])
+    );
 });
 
 keeper_test!(a_full_disk_does_not_stop_a_container, f, {

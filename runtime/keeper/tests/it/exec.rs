@@ -68,9 +68,14 @@ keeper_test!(exec_failures_are_clear, f, {
         ClientError::Keeper(failure) => (failure.kind, failure.message),
         other => panic!("{other}"),
     };
-    let (kind, text) = message(f.keeper.exec(exec_plan("box", "x", &["nope"]), Fds::default()).await.unwrap_err());
-    assert_eq!((kind, text.as_str()), (FailureKind::CommandNotFound, "exec \"nope\": executable file not found in $PATH"));
-    let (kind, _) = message(f.keeper.exec(exec_plan("none", "x", &["sh"]), Fds::default()).await.unwrap_err());
+    let (kind, text) =
+        message(f.keeper.exec(exec_plan("box", "x", &["nope"]), Fds::default()).await.unwrap_err());
+    assert_eq!(
+        (kind, text.as_str()),
+        (FailureKind::CommandNotFound, "exec \"nope\": executable file not found in $PATH")
+    );
+    let (kind, _) =
+        message(f.keeper.exec(exec_plan("none", "x", &["sh"]), Fds::default()).await.unwrap_err());
     assert_eq!(kind, FailureKind::NotFound);
     let mut plan = exec_plan("box", "x", &["sh"]);
     plan.process.cwd = c("/proc/self/fd/5");

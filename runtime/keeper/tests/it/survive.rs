@@ -52,8 +52,10 @@ keeper_test!(an_upgrade_is_noticed_by_nobody, f, {
     let mut plan = f.plan("cat", "printf half; read x; echo rest $x; exit 6");
     plan.0.stdio = Stdio::Pipes { stdin: true };
     let reply = f.start(plan).await;
+    let plan = f.plan("idle", "sleep 1000");
+    f.start(plan).await;
     let exec = ExecPlan {
-        container: "cat".to_owned(),
+        container: "idle".to_owned(),
         id: "x".to_owned(),
         process: process(&["sh", "-c", "sleep 0.2; exit 8"]),
         stdio: ExecStdio::Streams { stdin: None, stdout: None, stderr: None },
@@ -67,7 +69,7 @@ keeper_test!(an_upgrade_is_noticed_by_nobody, f, {
     for _ in 0..3 {
         f.keeper.upgrade(binary()).await.unwrap();
     }
-    assert_eq!(f.keeper.state().await.unwrap().containers.len(), 2);
+    assert_eq!(f.keeper.state().await.unwrap().containers.len(), 3);
     rustix::io::write(reply.streams.stdin.as_ref().unwrap(), b"now\n").unwrap();
     let mut exits = Vec::new();
     for _ in 0..3 {
@@ -75,7 +77,8 @@ keeper_test!(an_upgrade_is_noticed_by_nobody, f, {
         exits.push((id, exit.how));
     }
     exits.sort_by(|a, b| a.0.cmp(&b.0));
-    let expected = [("cat", 6), ("count", 0), ("x", 8)].map(|(id, code)| (id.to_owned(), ExitHow::Code(code)));
+    let expected =
+        [("cat", 6), ("count", 0), ("x", 8)].map(|(id, code)| (id.to_owned(), ExitHow::Code(code)));
     assert_eq!(exits, expected);
     assert_eq!(f.lines("cat"), ["stdout F halfrest now"]);
     let lines = f.lines("count");
@@ -87,8 +90,16 @@ keeper_test!(an_upgrade_is_noticed_by_nobody, f, {
     f.keeper.state().await.unwrap();
 });
 
-fn handover(f: &Fixture, id: &str, reply: &LaunchReply, stdio: Stdio, fds: &mut Fds, with_fds: bool) -> HandoverContainer {
-    let mut dup = |fd: Option<&OwnedFd>| fd.filter(|_| with_fds).map(|fd| fds.add(rustix::io::dup(fd).unwrap()));
+fn handover(
+    f: &Fixture,
+    id: &str,
+    reply: &LaunchReply,
+    stdio: Stdio,
+    fds: &mut Fds,
+    with_fds: bool,
+) -> HandoverContainer {
+    let mut dup =
+        |fd: Option<&OwnedFd>| fd.filter(|_| with_fds).map(|fd| fds.add(rustix::io::dup(fd).unwrap()));
     let pidfd = dup(Some(&reply.pidfd));
     let (stdin, stdout) = (dup(reply.streams.stdin.as_ref()), dup(reply.streams.stdout.as_ref()));
     let (stderr, terminal) = (dup(reply.streams.stderr.as_ref()), dup(reply.streams.terminal.as_ref()));

@@ -64,7 +64,9 @@ impl Job<'_> {
         let process = self.process();
         let ambient = process.capabilities.ambient & last.permitted;
         let install = || match &process.seccomp {
-            Some(filter) => sys::seccomp::install(&filter.program, filter.flags).at(Stage::Seccomp, Op::Seccomp),
+            Some(filter) => {
+                sys::seccomp::install(&filter.program, filter.flags).at(Stage::Seccomp, Op::Seccomp)
+            }
             None => Ok(()),
         };
         if process.no_new_privileges {
@@ -75,7 +77,8 @@ impl Job<'_> {
         }
         if process.seccomp.is_some() {
             let admin = available & (1 << caps::number::SYS_ADMIN);
-            let able = caps::Sets { effective: last.effective | admin, permitted: last.permitted | admin, ..last };
+            let able =
+                caps::Sets { effective: last.effective | admin, permitted: last.permitted | admin, ..last };
             caps::set(able).at(Stage::Capabilities, Op::Capset)?;
             caps::set_ambient(ambient).at(Stage::Capabilities, Op::Prctl)?;
             install()?;

@@ -181,7 +181,8 @@ impl Job<'_> {
                         }
                         None => {
                             if null.is_none() {
-                                let found = root::find_null(root).and_then(|null| self.reopen(null.as_fd(), OFlags::RDWR));
+                                let found = root::find_null(root)
+                                    .and_then(|null| self.reopen(null.as_fd(), OFlags::RDWR));
                                 null = Some(found.at(Stage::Stdio, Op::Open)?);
                             }
                             null.as_ref().expect("was just opened").as_fd()

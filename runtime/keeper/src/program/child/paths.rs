@@ -99,6 +99,11 @@ impl Walk<'_> {
             return Err(Errno::NOENT);
         }
         let parent = self.ensure(parent_path, TargetKind::Directory, 0o755)?;
+        // Nothing can be made there, and its links are magic: `readlink` of /proc/self/fd/N would
+        // lie about where they lead.
+        if is_procfs(parent.as_fd()) {
+            return Err(Errno::NOENT);
+        }
         match make(parent.as_fd(), last, kind, mode) {
             Ok(()) => open_made(parent.as_fd(), last),
             Err(Errno::EXIST) => self.follow(parent_path, parent.as_fd(), last, kind, mode),
@@ -116,7 +121,11 @@ impl Walk<'_> {
             TargetKind::File => {
                 let file = with_name(path, |path| open(self.root, path, OFlags::PATH, self.strict))?;
                 let stat = rustix::fs::fstat(&file)?;
-                if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() { Err(Errno::ISDIR) } else { Ok(file) }
+                if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() {
+                    Err(Errno::ISDIR)
+                } else {
+                    Ok(file)
+                }
             }
         }
     }
@@ -152,6 +161,12 @@ impl Walk<'_> {
         let path = join(dir, target, &mut buffer).ok_or(Errno::NAMETOOLONG)?;
         self.ensure(path.to_bytes(), kind, mode)
     }
+}
+
+#[expect(clippy::unnecessary_cast, reason = "the type differs between architectures")]
+fn is_procfs(dir: BorrowedFd<'_>) -> bool {
+    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+    rustix::fs::fstatfs(dir).is_ok_and(|s| s.f_type as i64 == PROC_SUPER_MAGIC)
 }
 
 /// Makes one name in a directory.

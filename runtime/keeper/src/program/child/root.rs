@@ -166,7 +166,8 @@ pub(super) fn mount_propagation(propagation: Propagation) -> mount::Propagation 
 pub fn find_null(root: BorrowedFd<'_>) -> SysResult<OwnedFd> {
     let null = paths::open(root, c"/dev/null", OFlags::PATH | OFlags::NOFOLLOW, true)?;
     let stat = rustix::fs::fstat(&null)?;
-    let real = FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3);
+    let real =
+        FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == rustix::fs::makedev(1, 3);
     if real { Ok(null) } else { Err(Errno::NODEV) }
 }
 
