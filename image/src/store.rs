@@ -130,6 +130,9 @@ pub enum RemoveError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The node shuts down.
+    #[error("the removal was abandoned")]
+    Abandoned,
 }
 
 /// Why no lease was given.
@@ -218,8 +221,23 @@ impl Store {
     /// An image in use loses the name but keeps its layers until its last lease is released; by id it is
     /// refused.
     pub async fn remove(&self, name_or_id: &str) -> Result<Removed, RemoveError> {
-        let _writing = self.0.writing.lock().await;
-        self.remove_locked(name_or_id)
+        let name = name_or_id.to_owned();
+        self.write(move |store| store.remove_locked(&name)).await.unwrap_or(Err(RemoveError::Abandoned))
+    }
+
+    /// Does something that writes records: one at a time, on a thread that may block, and to its end even
+    /// if the caller gives up. `None` if the runtime shuts down.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Option<T> {
+        let store = self.clone();
+        let writing = self.0.writing.clone().lock_owned().await;
+        let work = move || {
+            let _writing = writing;
+            work(&store)
+        };
+        tokio::task::spawn_blocking(work).await.ok()
     }
 
     fn remove_locked(&self, name: &str) -> Result<Removed, RemoveError> {
@@ -428,17 +446,19 @@ impl Store {
     /// Removes images that nobody holds and that have no tag; with `all`, also those with tags. Pinned
     /// images stay. Interrupted downloads that no pull works on go, too.
     pub async fn prune(&self, all: bool) -> Result<Removed, RemoveError> {
-        let _writing = self.0.writing.lock().await;
-        let ids = self.0.state.lock().prunable(all);
-        let mut removed = Removed::default();
-        for id in ids {
-            let one = self.remove_locked(id.as_str())?;
-            removed.untagged.extend(one.untagged);
-            removed.deleted.extend(one.deleted);
-            removed.bytes += one.bytes;
-        }
-        removed.bytes += self.collect_layers() + self.prune_partials();
-        Ok(removed)
+        let work = move |store: &Store| {
+            let ids = store.0.state.lock().prunable(all);
+            let mut removed = Removed::default();
+            for id in ids {
+                let one = store.remove_locked(id.as_str())?;
+                removed.untagged.extend(one.untagged);
+                removed.deleted.extend(one.deleted);
+                removed.bytes += one.bytes;
+            }
+            removed.bytes += store.collect_layers() + store.prune_partials();
+            Ok(removed)
+        };
+        self.write(work).await.unwrap_or(Err(RemoveError::Abandoned))
     }
 
     fn prune_partials(&self) -> u64 {

@@ -198,3 +198,65 @@ impl<R: Read> Read for HashingReader<R> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A small archive with one entry of most kinds.
+    fn sample() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let pax = [("SCHILY.xattr.user.a", b"b".as_slice()), ("mtime", b"1.5")];
+        builder.append_pax_extensions(pax).expect("written");
+        for (name, kind, link) in [
+            ("file", tar::EntryType::Regular, ""),
+            ("dir/", tar::EntryType::Directory, ""),
+            ("dir/link", tar::EntryType::Symlink, "../file"),
+            ("hard", tar::EntryType::Link, "file"),
+            ("dir/.wh.gone", tar::EntryType::Regular, ""),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            header.set_mode(0o755);
+            if !link.is_empty() {
+                header.set_link_name(link).expect("a link");
+            }
+            builder.append_data(&mut header, name, [].as_slice()).expect("written");
+        }
+        builder.into_inner().expect("written")
+    }
+
+    /// Sets the right checksum, so that more than the checksum is tested.
+    fn repair(archive: &mut [u8]) {
+        for block in archive.chunks_exact_mut(512).filter(|b| b.iter().any(|b| *b != 0)) {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever the bytes are, the outcome is a tree in its place or an error.
+        #[test]
+        fn damaged_archives_do_no_harm(changes in prop::collection::vec((0..4608usize, any::<u8>()), 0..12), fix: bool) {
+            let mut archive = sample();
+            for (at, byte) in changes {
+                let at = at % archive.len();
+                archive[at] = byte;
+            }
+            if fix {
+                repair(&mut archive);
+            }
+            let place = tempfile::tempdir().expect("a directory");
+            let staging = place.path().join("staging");
+            let limits = Limits { free_bytes: 1 << 20, ratio: 1, ..Limits::default() };
+            let _ = unpack(archive.as_slice(), archive.len() as u64, &staging, None, &limits);
+            prop_assert_eq!(fs::read_dir(place.path()).expect("readable").count(), 1);
+        }
+    }
+}

@@ -111,7 +111,10 @@ impl Job<'_> {
                     (&mut unpacking).await
                 }
                 Err(err) => {
-                    drop(writer);
+                    if matches!(err, LayerError::Store { .. }) {
+                        // The disk is full, most likely: what cannot be completed gives its space back.
+                        let _ = remove_file(&partial);
+                    }
                     return Err(err);
                 }
             },

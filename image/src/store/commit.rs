@@ -89,13 +89,7 @@ impl Store {
 
     /// Adds an image, or names to one that is there. Runs to its end even if the caller gives up.
     pub(crate) async fn commit(&self, new: NewImage) -> Result<Image, CommitError> {
-        let store = self.clone();
-        let writing = self.0.writing.clone().lock_owned().await;
-        let work = tokio::task::spawn_blocking(move || {
-            let _writing = writing;
-            store.commit_now(new)
-        });
-        work.await.map_err(|_| CommitError::Abandoned)?
+        self.write(move |store| store.commit_now(new)).await.unwrap_or(Err(CommitError::Abandoned))
     }
 
     fn commit_now(&self, new: NewImage) -> Result<Image, CommitError> {
@@ -130,18 +124,21 @@ impl Store {
         tags: BTreeSet<String>,
         digests: BTreeSet<String>,
     ) -> Result<Option<Image>, CommitError> {
-        let _writing = self.0.writing.lock().await;
-        let Some(Entry { mut record, config }) = self.0.state.lock().images.get(id).cloned() else {
-            return Ok(None);
+        let id = id.clone();
+        let work = move |store: &Store| {
+            let Some(Entry { mut record, config }) = store.0.state.lock().images.get(&id).cloned() else {
+                return Ok(None);
+            };
+            if !record.doomed && tags.is_subset(&record.tags) && digests.is_subset(&record.digests) {
+                return Ok(store.0.state.lock().image(&id));
+            }
+            record.tags.extend(tags);
+            record.digests.extend(digests);
+            record.doomed = false;
+            record.pulled = Timestamp::now();
+            store.publish(record, config).map(Some)
         };
-        if !record.doomed && tags.is_subset(&record.tags) && digests.is_subset(&record.digests) {
-            return Ok(self.0.state.lock().image(id));
-        }
-        record.tags.extend(tags);
-        record.digests.extend(digests);
-        record.doomed = false;
-        record.pulled = Timestamp::now();
-        self.publish(record, config).map(Some)
+        self.write(work).await.unwrap_or(Err(CommitError::Abandoned))
     }
 
     /// Writes an image's record, then shows it; its tags leave the images that had them.

@@ -357,3 +357,67 @@ async fn hostile_documents_are_refused() {
         check(refused(&server, &Place::new(), None).await, ErrorKind::Invalid, &[part]);
     }
 }
+
+#[tokio::test]
+async fn tls_needs_the_right_ca() {
+    let (server, ca) = Server::start_tls(two_layers()).await;
+    let place = Place::new();
+    let directory = place.dir.path().join("certs.d").join(&server.address);
+    std::fs::create_dir_all(&directory).expect("created");
+    let hosts = |more: &str| {
+        let text = format!("server = \"https://{}\"\n{more}\n", server.address);
+        std::fs::write(directory.join("hosts.toml"), text).expect("written");
+    };
+    hosts("");
+    check(
+        refused(&server, &place, None).await,
+        ErrorKind::Unavailable,
+        &["connect to registry", "certificate"],
+    );
+    std::fs::write(directory.join("ca.pem"), ca).expect("written");
+    hosts("ca = \"ca.pem\"");
+    let store = place.open();
+    let image = store.pull(&server.reference("app:1"), None, None).await.expect("pulled with the CA");
+    store.remove(image.id.as_str()).await.expect("removed");
+    hosts("skip_verify = true");
+    store.pull(&server.reference("app:1"), None, None).await.expect("pulled without a check");
+    hosts("nonsense");
+    let err = store.pull(&server.reference("app:1"), None, None).await.expect_err("refused");
+    assert!(chain(&err).contains("hosts.toml"), "{}", chain(&err));
+}
+
+#[tokio::test]
+async fn giving_up_ends_only_what_nobody_else_wants() {
+    let content = large();
+    let layer = content.layers[0].clone();
+    let server = Server::start(content).await;
+    // Breaks off so often that it takes a while.
+    let pieces = || vec![100_000; 10];
+    server.behaviour.lock().cuts.insert(layer.clone(), pieces());
+    let place = Place::new();
+    let store = place.open();
+    let reference = server.reference("app:1");
+    let first = tokio::spawn({
+        let (store, reference) = (store.clone(), reference.clone());
+        async move { store.pull(&reference, None, None).await.map(|_| ()) }
+    });
+    while server.asked(&layer) < 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let second = store.pull(&reference, None, None);
+    first.abort();
+    second.await.expect("the second pull goes on");
+    store.remove("127.0.0.1:1/none").await.expect_err("no such image");
+    store.prune(true).await.expect("pruned");
+
+    server.behaviour.lock().cuts.insert(layer.clone(), pieces());
+    let before = server.asked(&layer);
+    let alone = tokio::spawn(async move { store.pull(&reference, None, None).await.map(|_| ()) });
+    while server.asked(&layer) < before + 3 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    alone.abort();
+    place.settled().await;
+    assert_eq!(place.names("p").len(), 1, "what came is kept");
+    assert_eq!(place.names("l"), ["0"]);
+}

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::fixture::Content;
 
@@ -62,6 +63,26 @@ impl Drop for Server {
 impl Server {
     /// Serves an image as `app:1`.
     pub async fn start(content: Content) -> Server {
+        Server::listen(content, None).await
+    }
+
+    /// The same over TLS; the second is the CA, in PEM.
+    pub async fn start_tls(content: Content) -> (Server, String) {
+        let pair = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der()).expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![pair.cert.der().clone()], key)
+            .expect("a pair");
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        (Server::listen(content, Some(acceptor)).await, pair.cert.pem())
+    }
+
+    async fn listen(content: Content, tls: Option<TlsAcceptor>) -> Server {
         let tags = [("1".to_owned(), content.manifest.clone())].into();
         let behaviour = Arc::new(Mutex::new(Behaviour { content, tags, ..Behaviour::default() }));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -69,9 +90,12 @@ impl Server {
         let (shared, host) = (behaviour.clone(), address.clone());
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (shared, host) = (shared.clone(), host.clone());
+                let (shared, host, tls) = (shared.clone(), host.clone(), tls.clone());
                 tokio::spawn(async move {
-                    let _ = serve(stream, shared, host).await;
+                    match tls {
+                        None => serve(stream, shared, host).await,
+                        Some(tls) => serve(tls.accept(stream).await?, shared, host).await,
+                    }
                 });
             }
         });
@@ -104,7 +128,11 @@ fn plain(status: u16, body: &str) -> Answer {
     Answer { status, headers: Vec::new(), body: body.as_bytes().to_vec(), cut: None }
 }
 
-async fn serve(mut stream: TcpStream, shared: Arc<Mutex<Behaviour>>, host: String) -> std::io::Result<()> {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    shared: Arc<Mutex<Behaviour>>,
+    host: String,
+) -> std::io::Result<()> {
     let mut data = Vec::new();
     let end = loop {
         if let Some(at) = data.windows(4).position(|w| w == b"\r\n\r\n") {
