@@ -62,7 +62,7 @@ fn code(error: &(dyn Error + 'static)) -> Code {
         return match error {
             image::RemoveError::NotFound(_) => Code::NotFound,
             image::RemoveError::InUse { .. } => Code::FailedPrecondition,
-            image::RemoveError::Write { .. } => Code::Internal,
+            image::RemoveError::Write { .. } | image::RemoveError::Abandoned => Code::Internal,
         };
     }
     if let Some(error) = error.downcast_ref::<image::PullError>() {
