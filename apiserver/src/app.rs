@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use store::Store;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -19,6 +20,8 @@ pub(crate) struct App {
     pub(crate) kubelets: KubeletClient,
     pub(crate) documents: Documents,
     pub(crate) metrics: Metrics,
+    /// How many more requests may be worked on at once, watches and streams aside.
+    pub(crate) slots: Semaphore,
     /// Cancelled when the server shuts down: ends watches and tunnels.
     pub(crate) stop: CancellationToken,
 }

@@ -168,6 +168,9 @@ async fn resource(
     if verb == "watch" {
         return watch::watch(app, &call).await;
     }
+    let _slot = app.slots.try_acquire().map_err(|_| {
+        Failure::too_many_requests("the server has too many requests; please try again later", 1)
+    })?;
     let work = async {
         let body = match *request.method() {
             Method::GET | Method::HEAD => bytes::Bytes::new(),

@@ -13,7 +13,10 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use store::Store;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -32,6 +35,8 @@ use crate::{
 };
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How many requests are worked on at once: as upstream's two limits together.
+const AT_ONCE: usize = 600;
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// An API server that listens, but does not answer yet.
@@ -68,6 +73,7 @@ impl Server {
             kubelets,
             documents: Documents::default(),
             metrics: Metrics::default(),
+            slots: Semaphore::new(AT_ONCE),
             stop: stop.clone(),
         });
         let follower = app.clone();

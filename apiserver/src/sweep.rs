@@ -1,6 +1,7 @@
-//! Forgets old events.
+//! Housekeeping: forgets old events, and restores the objects that every cluster has.
 //!
-//! Guarantees: an event lives at least [`LIFETIME`] after it was last seen.
+//! Guarantees: an event lives at least [`LIFETIME`] after it was last seen; the service
+//! `kubernetes` is back seconds after somebody deleted it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,34 +10,53 @@ use jiff::Timestamp;
 use serde_json::Value;
 use store::Txn;
 
-use crate::{app::App, keys};
+use crate::{app::App, bootstrap, keys};
 
 /// How long an event is kept: upstream's default.
 const LIFETIME: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 const EVERY: Duration = Duration::from_secs(60);
+const RESTORE_EVERY: Duration = Duration::from_secs(10);
 
 /// Sweeps until the server stops.
 pub(crate) async fn run(app: Arc<App>) {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let every = |period| {
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        ticks
+    };
+    let (mut sweeps, mut restores) = (every(EVERY), every(RESTORE_EVERY));
     loop {
         // Cancel-safe: a tick that was not taken comes again.
         tokio::select! {
-            _ = ticks.tick() => {}
+            _ = sweeps.tick() => sweep(&app).await,
+            _ = restores.tick() => restore(&app).await,
             () = app.stop.cancelled() => return,
         }
-        let row = registry::find("", "v1", "events").expect("core resources are served");
-        let now = Timestamp::now();
-        for entry in app.cache.list(row.storage, &keys::collection(row, "")).entries {
-            if !is_old(&entry.present(row), now) {
-                continue;
-            }
-            let txn = Txn::delete(entry.key.as_bytes().to_vec(), entry.revision);
-            if let Err(err) = app.store.txn(txn).await {
-                tracing::warn!(key = %entry.key, error = ?err, "an old event cannot be deleted");
-                break;
-            }
+    }
+}
+
+async fn sweep(app: &App) {
+    let row = registry::find("", "v1", "events").expect("core resources are served");
+    let now = Timestamp::now();
+    for entry in app.cache.list(row.storage, &keys::collection(row, "")).entries {
+        if !is_old(&entry.present(row), now) {
+            continue;
         }
+        let txn = Txn::delete(entry.key.as_bytes().to_vec(), entry.revision);
+        if let Err(err) = app.store.txn(txn).await {
+            tracing::warn!(key = %entry.key, error = ?err, "an old event cannot be deleted");
+            return;
+        }
+    }
+}
+
+async fn restore(app: &App) {
+    let row = registry::find("", "v1", "services").expect("core resources are served");
+    if app.cached(row, "default", "kubernetes").is_ok() {
+        return;
+    }
+    if let Err(err) = bootstrap::run(&app.config, &*app.store).await {
+        tracing::warn!(error = %err, "the objects that every cluster has cannot be restored");
     }
 }
 

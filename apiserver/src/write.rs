@@ -270,22 +270,8 @@ pub(crate) fn update(
     } else if let Some(sub) = subresource {
         validation::update_subresource(row, sub, &new, stored)?;
     }
-    if meta::is_deleting(stored) {
-        let had = meta::finalizers(stored);
-        if let Some(added) = meta::finalizers(&new).iter().find(|f| !had.contains(f)) {
-            return Err(Failure::forbidden(
-                row,
-                name,
-                &format!(
-                    "no new finalizers can be added if the object is being deleted, found new finalizer {added:?}"
-                ),
-            ));
-        }
-        if is_finished(row, &new) {
-            return Ok(Step::Remove);
-        }
-    }
-    Ok(Step::Put(new))
+    let is_over = meta::is_deleting(stored) && is_finished(row, &new);
+    Ok(if is_over { Step::Remove } else { Step::Put(new) })
 }
 
 /// Whether nothing holds a deleted object any more.
