@@ -1,6 +1,6 @@
 //! Prints how long it takes to connect and to disconnect a pod, in a private network namespace.
 //!
-//! `cargo run -p network --example latency [pods]`, as root.
+//! `cargo run -p network --example network_latency [pods]`, as root.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
