@@ -9,6 +9,7 @@ pub enum Clock {
     /// The machine's wall clock.
     #[default]
     Wall,
+    #[cfg(test)]
     /// A fixed start plus what tokio's clock has advanced since then.
     Tokio {
         /// The wall-clock time at `since`.
@@ -23,6 +24,7 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match self {
             Clock::Wall => Timestamp::now(),
+            #[cfg(test)]
             Clock::Tokio { base, since } => crate::pod::step::after(*base, since.elapsed()),
         }
     }

@@ -69,15 +69,7 @@ pub struct Kubelet {
 impl Kubelet {
     /// Takes the port, makes the directories, asks the runtime who it is. Nothing of a pod is touched yet.
     pub async fn new(config: Config, client: Option<kube::Client>, cri: Arc<dyn Cri>) -> Result<Kubelet, StartError> {
-        Kubelet::with_clock(config, client, cri, Clock::Wall).await
-    }
-
-    pub(crate) async fn with_clock(
-        config: Config,
-        client: Option<kube::Client>,
-        cri: Arc<dyn Cri>,
-        clock: Clock,
-    ) -> Result<Kubelet, StartError> {
+        let clock = Clock::Wall;
         if client.is_none() && config.manifests_dir.is_none() {
             return Err(StartError::NoSource);
         }
@@ -166,7 +158,7 @@ fn with_services(shared: Arc<Shared>, token: &CancellationToken) -> Shared {
 }
 
 /// Wakes pods' tasks when the runtime tells of something.
-async fn follow_events(shared: Arc<Shared>, fleet: Arc<Fleet>) {
+pub(crate) async fn follow_events(shared: Arc<Shared>, fleet: Arc<Fleet>) {
     let mut patience = client::Patience::new(Duration::from_millis(50), Duration::from_secs(5));
     loop {
         match shared.cri.container_events().await {

@@ -31,5 +31,8 @@ mod objects;
 mod quantity;
 mod shared;
 
+#[cfg(test)]
+mod testing;
+
 pub use config::{ApiConfig, Backoff, Config};
 pub use kubelet::{Kubelet, StartError};

@@ -135,11 +135,6 @@ impl Held {
         }
     }
 
-    /// Whether it names what `pod` names.
-    pub fn covers(&self, pod: &Pod) -> bool {
-        self.inner.client.is_none() || self.names == names(pod)
-    }
-
     fn cached(&self, secret: bool, name: &str) -> Option<Cached> {
         let name = Name { secret, namespace: self.namespace.clone(), name: name.into() };
         self.inner.watched.lock().get(&name).map(|w| w.cache.clone())

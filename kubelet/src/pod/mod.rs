@@ -15,3 +15,6 @@ pub mod lifecycle;
 pub mod report;
 pub mod message;
 pub mod task;
+
+#[cfg(test)]
+mod plan_tests;

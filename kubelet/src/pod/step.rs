@@ -98,15 +98,13 @@ impl StopReason {
     }
 }
 
-/// The three probes.
+/// The probes that can end a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProbeKind {
     /// Holds the other two back until it succeeded once.
     Startup,
     /// Restarts the container when it gives up.
     Liveness,
-    /// Takes the pod out of its Services while it fails; never restarts.
-    Readiness,
 }
 
 impl fmt::Display for ProbeKind {
@@ -114,7 +112,6 @@ impl fmt::Display for ProbeKind {
         f.write_str(match self {
             ProbeKind::Startup => "startup",
             ProbeKind::Liveness => "liveness",
-            ProbeKind::Readiness => "readiness",
         })
     }
 }
