@@ -185,7 +185,8 @@ pub fn process(
     let names = |set: u64| -> Result<HashSet<Capability>, RuntimeError> {
         caps::names(set)
             .map(|name| {
-                name.parse::<Capability>()
+                name.trim_start_matches("CAP_")
+                    .parse::<Capability>()
                     .map_err(|_| RuntimeError::invalid(format!("capability {name} has no OCI name")))
             })
             .collect()

@@ -27,11 +27,12 @@ use crate::seccomp;
 
 /// Events that a slow subscriber may lag behind.
 const EVENTS: usize = 4096;
+const OWN_PATIENCE: Duration = Duration::from_millis(500);
 const QUIT_TIME: Duration = Duration::from_secs(10);
 
 /// Opens a runtime.
 pub async fn open(options: Options) -> Result<Arc<Inner>, OpenError> {
-    let inner = blocking(move || prepare(options)).await?;
+    let inner = prepare_patiently(options).await?;
     let (keeper, hello, events) = keepers::find_or_start(&inner).await?;
     inner.take_over(&keeper, &hello.state).await;
     inner.keeper.send_replace(Some(keeper));
@@ -42,6 +43,22 @@ pub async fn open(options: Options) -> Result<Arc<Inner>, OpenError> {
         tracing::warn!("{statement}");
     }
     Ok(inner)
+}
+
+/// A runtime of this very process that was just dropped may be finishing its last event: wait for it.
+async fn prepare_patiently(options: Options) -> Result<Arc<Inner>, OpenError> {
+    let deadline = tokio::time::Instant::now() + OWN_PATIENCE;
+    loop {
+        let options = options.clone();
+        match blocking(move || prepare(options)).await {
+            Err(OpenError::Locked { pid, .. })
+                if pid == std::process::id().to_string() && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
@@ -227,8 +244,7 @@ pub async fn destroy(options: Options) -> Result<(), OpenError> {
     if !paths.run.exists() && !paths.layers.exists() {
         return Ok(());
     }
-    let preparing = options.clone();
-    let inner = blocking(move || prepare(preparing)).await?;
+    let inner = prepare_patiently(options).await?;
     let failed = |step: &str| {
         let step = step.to_owned();
         move |source: RuntimeError| OpenError::Keeper { step, source: Box::new(source) }

@@ -114,6 +114,18 @@ impl Pins {
             .map_err(|errno| RuntimeError::io(step())(errno.into()))
     }
 
+    /// Gives a sandbox's pins another name, so that they can be dropped later and the id is free at once. Gives
+    /// nothing when there are none.
+    pub fn set_aside(&self, id: &str) -> Result<Option<String>, RuntimeError> {
+        // No id has a dot in it, so `all` tells it from a sandbox's.
+        let aside = format!(".{id}-{}", uuid::Uuid::new_v4().simple());
+        match std::fs::rename(self.of(id), self.of(&aside)) {
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(RuntimeError::io(format!("set the namespaces of {id} aside"))(error)),
+        }
+    }
+
     /// Drops a sandbox's pins. Missing ones are fine.
     pub fn drop(&self, id: &str) -> Result<(), RuntimeError> {
         let dir = self.of(id);

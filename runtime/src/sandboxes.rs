@@ -193,16 +193,26 @@ impl Inner {
         let Ok(record) = self.sandbox_record(id) else { return Ok(()) };
         let inner = self.clone();
         let gone = id.clone();
-        blocking(move || {
-            inner.pins.drop(gone.as_str())?;
+        let aside = blocking(move || {
             if record.cgroup_made {
                 inner.cgroups.destroy(&record.cgroup)?;
             }
-            record::remove(&inner.paths.sandboxes, gone.as_str())
+            let aside = inner.pins.set_aside(gone.as_str())?;
+            record::remove(&inner.paths.sandboxes, gone.as_str())?;
+            Ok::<_, RuntimeError>(aside)
         })
         .await?;
         self.objects.lock().sandboxes.remove(id);
         self.announce(Event::SandboxRemoved(id.clone()));
+        if let Some(aside) = aside {
+            // Each unmount waits for the kernel's readers, milliseconds on a busy node: not on the caller's path.
+            let pins = self.pins.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = pins.drop(&aside) {
+                    tracing::warn!(aside, error = %chain(&error), "drop the namespaces of a removed sandbox");
+                }
+            });
+        }
         Ok(())
     }
 

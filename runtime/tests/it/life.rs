@@ -81,7 +81,32 @@ async fn the_inside_looks_as_it_should() {
     ];
     let id = node.run(spec).await;
     let exit = node.ended(&id).await;
-    expect_test::expect![[r#""#]].assert_eq(&node.output("c-1"));
+    expect_test::expect![[r#"
+        web-0
+        web-0 /root /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin 2
+        /work/dir
+        uid=0(root) gid=0(root) groups=0(root)
+        77
+        from the host
+        volume is read-only
+        root is writable
+        core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero 
+         00 00 00
+        65536
+        sys is read-only
+        cgroup is read-only
+        /sys/fs/cgroup/cgroup.procs
+        0
+        proc sys is read-only
+        CapInh: 0000000000000000
+        CapEff: 00000000a80425fb
+        CapAmb: 0000000000000000
+        NoNewPrivs: 0
+        Seccomp: 2
+        3
+        1024
+        0 1 2 3 
+    "#]].assert_eq(&node.output("c-1"));
     assert_eq!(exit.status, ExitStatus::Code(0));
     node.close().await;
 }

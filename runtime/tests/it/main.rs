@@ -3,5 +3,6 @@
 mod life;
 mod node;
 mod processes;
+mod pure;
 mod restart;
 mod security;
