@@ -24,6 +24,7 @@ pub mod defaults;
 pub mod strategy;
 pub mod validation;
 
+pub mod apply;
 pub mod patch;
 
 pub mod table;
