@@ -59,6 +59,28 @@ pub unsafe fn close_from(first: RawFd) -> Result<()> {
         .map(drop)
 }
 
+/// Closes every descriptor from 3 on but those in `keep`, which must be in ascending order.
+///
+/// # Safety
+/// Nothing in this process may own or use another descriptor afterwards; meant for a child that
+/// is about to exec.
+///
+/// # Errors
+/// Those of close_range(2).
+pub unsafe fn close_all_but(keep: &[RawFd]) -> Result<()> {
+    let mut next = 3;
+    for fd in keep.iter().copied().filter(|fd| *fd >= 3) {
+        if fd > next {
+            let (first, last) = (next as libc::c_uint, fd as libc::c_uint - 1);
+            // SAFETY: takes integers only; the caller promises that nobody uses the descriptors.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+        next = next.max(fd + 1);
+    }
+    // SAFETY: as the caller promises.
+    unsafe { close_from(next) }
+}
+
 /// Marks every descriptor from `first` on close-on-exec.
 ///
 /// # Errors

@@ -151,9 +151,8 @@ pub fn unpin(path: &Path) -> std::result::Result<(), NamespaceError> {
 /// Those of open(2); `EINVAL` when the file is no namespace (a pin whose mount is gone).
 pub fn open(path: &Path) -> Result<OwnedFd> {
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
-    #[expect(clippy::unnecessary_cast, reason = "the type differs between architectures")]
-    if rustix::fs::fstatfs(&fd)?.f_type as i64 == NSFS_MAGIC { Ok(fd) } else { Err(Errno::INVAL) }
+    const NSFS_MAGIC: u64 = 0x6e73_6673;
+    if rustix::fs::fstatfs(&fd)?.f_type as u64 == NSFS_MAGIC { Ok(fd) } else { Err(Errno::INVAL) }
 }
 
 /// Runs `f` in a network namespace, on a thread of its own. Blocks: call it from a blocking thread.

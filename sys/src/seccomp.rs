@@ -10,7 +10,7 @@ use crate::{Errno, Result, check};
 /// `no_new_privs` and CAP_SYS_ADMIN.
 pub fn install(program: &[u8], flags: u32) -> Result<()> {
     let count = program.len() / size_of::<libc::sock_filter>();
-    if count == 0 || program.len() % size_of::<libc::sock_filter>() != 0 {
+    if count == 0 || !program.len().is_multiple_of(size_of::<libc::sock_filter>()) {
         return Err(Errno::INVAL);
     }
     let len = u16::try_from(count).map_err(|_| Errno::INVAL)?;

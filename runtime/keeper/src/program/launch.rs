@@ -82,7 +82,9 @@ impl Server {
             proc: &self.proc,
             fds: &fds,
             descriptor_limit: self.descriptor_limit,
+            keep: Vec::new(),
         };
+        let job = if namespaces.pid == Namespace::New { job } else { job.keep() };
         let started_at = now();
         let (pid, pidfd) =
             self.clone_child(flags, borrow(plan.cgroup), join_pid, || job.run()).map_err(failed)?;
@@ -214,7 +216,9 @@ impl Server {
             proc: &self.proc,
             fds: &fds,
             descriptor_limit: self.descriptor_limit,
-        };
+            keep: Vec::new(),
+        }
+        .keep();
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         let started_at = now();
         let (pid, pidfd) = self.clone_child(0, cgroup, Some(target.as_fd()), || job.run()).map_err(failed)?;

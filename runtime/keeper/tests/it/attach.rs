@@ -52,7 +52,7 @@ keeper_test!(a_terminal, f, {
     assert!(streams.stderr.is_none());
     eventually("the prompt", || f.log("tty").contains("console")).await;
     f.keeper.resize("tty", 100, 40).await.unwrap();
-    rustix::io::write(&streams.terminal.unwrap(), b"word\n").unwrap();
+    rustix::io::write(streams.terminal.unwrap(), b"word\n").unwrap();
     assert_eq!(f.exit().await.1.how, ExitHow::Code(0));
     let log = f.log("tty").replace('\r', "");
     for part in ["/dev/pts/0\n", "30 90\n", "F console\n", "got word\n", "40 100\n"] {

@@ -6,7 +6,7 @@ use keeper::client::LaunchReply;
 use keeper::plan::*;
 use keeper::protocol::{ExitHow, HandoverContainer, SignalTarget};
 
-use crate::common::{Fixture, binary, c, eventually, process};
+use crate::common::{Fixture, binary, eventually, process};
 use crate::keeper_test;
 
 /// A script that writes numbered lines until its standard input says stop.
@@ -218,6 +218,5 @@ keeper_test!(a_second_keeper_does_not_start, f, {
         std::fs::read_to_string(f.dir.path().join("second.err")).unwrap().contains("already listens")
     })
     .await;
-    let _ = c("");
     f.reconnect().await;
 });

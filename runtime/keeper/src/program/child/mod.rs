@@ -63,6 +63,8 @@ pub struct Job<'a> {
     pub proc: &'a Procfs,
     /// Descriptors of the plan.
     pub fds: &'a [OwnedFd],
+    /// All descriptors that this job uses, ascending: see [`Job::keep`].
+    pub keep: Vec<RawFd>,
     /// Soft and hard limit of open files, unless the plan says otherwise.
     pub descriptor_limit: (u64, u64),
 }
@@ -84,6 +86,25 @@ impl Job<'_> {
         sys::process::exit_now(127)
     }
 
+    /// Fills in which descriptors the job uses. A child that is born among the container's
+    /// processes closes all others first of all, so that a process that may trace it finds none
+    /// of the keeper's. (A child in a pid namespace of its own is seen by nobody.)
+    pub fn keep(mut self) -> Self {
+        let streams = match &self.streams {
+            Streams::Given(given) => *given,
+            Streams::Terminal(..) => [None; 3],
+        };
+        let target = match &self.task {
+            Task::Exec { target, .. } => Some(*target),
+            Task::Launch(_) => None,
+        };
+        let single = [Some(self.report.get()), Some(self.proc.fd().as_fd()), target];
+        let borrowed = streams.into_iter().chain(single).flatten().map(|fd| fd.as_raw_fd());
+        self.keep = borrowed.chain(self.fds.iter().map(AsRawFd::as_raw_fd)).collect();
+        self.keep.sort_unstable();
+        self
+    }
+
     fn process(&self) -> &ProcessPlan {
         match &self.task {
             Task::Launch(plan) => &plan.process,
@@ -97,6 +118,10 @@ impl Job<'_> {
     }
 
     fn prepare(&self) -> Result<identity::Restrictions, Trouble> {
+        if !self.keep.is_empty() {
+            // SAFETY: what this child uses is in `keep`; other owners never run again here.
+            unsafe { sys::fs::close_all_but(&self.keep) }.at(Stage::Descriptors, Op::CloseRange)?;
+        }
         sys::process::reset_signals();
         rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
         rustix::process::umask(rustix::fs::Mode::empty());
