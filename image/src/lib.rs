@@ -42,7 +42,7 @@ pub use platform::Platform;
 pub use progress::{Event, LayerProgress, Progress};
 pub use pull::{ErrorKind, PullError};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{ConfigError, HostsError, RegistryConfig, RegistryError};
+pub use registry::{ConfigError, HostsError, Proxy, RegistryConfig, RegistryError};
 pub use store::{CommitError, Damaged, LeaseError, OpenError, Options, RemoveError, Store};
 pub use unpack::UnpackError;
 

@@ -2,16 +2,18 @@
 //!
 //! Guarantees: credentials go to the host they are for and to the token server it names, never to the
 //! target of a redirect; answers are bounded; link-local addresses are never contacted.
-//! Caveat: proxies from the environment are not used.
+//! Caveat: the names of hosts behind a proxy are resolved by the proxy.
 
 mod challenge;
 mod config;
 mod hosts;
 mod http;
+mod proxy;
 mod session;
 
 pub use config::{ConfigError, RegistryConfig};
 pub use hosts::HostsError;
+pub use proxy::Proxy;
 pub(crate) use session::{Registries, Session};
 
 use std::io;

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::proxy::Proxy;
+
 /// How registries are reached.
 #[derive(Debug, Clone)]
 pub struct RegistryConfig {
@@ -12,6 +14,8 @@ pub struct RegistryConfig {
     pub hosts: Option<PathBuf>,
     /// What we call ourselves.
     pub user_agent: String,
+    /// The proxy for HTTPS, if there is one: see [`Proxy::from_env`].
+    pub proxy: Option<Proxy>,
     /// How long a registry may send nothing.
     pub timeout: Duration,
 }
@@ -21,6 +25,7 @@ impl Default for RegistryConfig {
         RegistryConfig {
             hosts: None,
             user_agent: concat!("orlop/", env!("CARGO_PKG_VERSION")).to_owned(),
+            proxy: None,
             timeout: Duration::from_secs(30),
         }
     }

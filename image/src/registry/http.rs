@@ -27,10 +27,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tower::Service;
 
-use super::RegistryError;
 use super::hosts::{TlsOptions, bare_host, is_loopback};
+use super::proxy::{Connector, Proxy};
+use super::{RegistryConfig, RegistryError};
 
-type HttpClient = Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>;
+type HttpClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
 
 const REDIRECTS: usize = 5;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +41,7 @@ pub(super) struct Http {
     clients: Mutex<HashMap<TlsOptions, HttpClient>>,
     provider: Arc<CryptoProvider>,
     user_agent: String,
+    proxy: Option<Proxy>,
     pub(super) timeout: Duration,
 }
 
@@ -50,9 +52,15 @@ pub(super) struct Answer {
 }
 
 impl Http {
-    pub(super) fn new(user_agent: String, timeout: Duration) -> Http {
+    pub(super) fn new(config: &RegistryConfig) -> Http {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        Http { clients: Mutex::default(), provider, user_agent, timeout }
+        Http {
+            clients: Mutex::default(),
+            provider,
+            user_agent: config.user_agent.clone(),
+            proxy: config.proxy.clone(),
+            timeout: config.timeout,
+        }
     }
 
     fn client(&self, tls: &TlsOptions) -> io::Result<HttpClient> {
@@ -69,7 +77,7 @@ impl Http {
             .https_or_http()
             // HTTP/2 would put all layers of a pull on one connection and its flow-control window.
             .enable_http1()
-            .wrap_connector(connector);
+            .wrap_connector(Connector::new(connector, self.proxy.as_ref()));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
@@ -256,7 +264,7 @@ fn forbidden(ip: IpAddr) -> bool {
 
 /// The system's resolver, without addresses where no registry is.
 #[derive(Clone)]
-struct Resolver(GaiResolver);
+pub(super) struct Resolver(GaiResolver);
 
 impl Service<Name> for Resolver {
     type Response = std::vec::IntoIter<SocketAddr>;

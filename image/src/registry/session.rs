@@ -30,7 +30,7 @@ pub(crate) struct Registries {
 
 impl Registries {
     pub(crate) fn new(config: RegistryConfig) -> Result<Registries, ConfigError> {
-        let http = Arc::new(Http::new(config.user_agent.clone(), config.timeout));
+        let http = Arc::new(Http::new(&config));
         Ok(Registries { config, http })
     }
 

@@ -421,3 +421,31 @@ async fn giving_up_ends_only_what_nobody_else_wants() {
     assert_eq!(place.names("p").len(), 1, "what came is kept");
     assert_eq!(place.names("l"), ["0"]);
 }
+
+#[tokio::test]
+async fn tunnels_through_a_proxy() {
+    let content = two_layers();
+    let (server, ca) = Server::start_tls(content.clone()).await;
+    let direct = Server::start(content).await;
+    let (address, asked) = crate::server::proxy(server.address.clone()).await;
+    let place = Place::new();
+    let directory = place.dir.path().join("certs.d/registry.test");
+    std::fs::create_dir_all(&directory).expect("created");
+    std::fs::write(directory.join("ca.pem"), ca).expect("written");
+    std::fs::write(directory.join("hosts.toml"), "server = 'https://registry.test'\nca = 'ca.pem'")
+        .expect("written");
+    let config = image::RegistryConfig {
+        hosts: Some(place.dir.path().join("certs.d")),
+        proxy: Some(image::Proxy { https: format!("http://u:p@{address}"), no: "other.test".into() }),
+        ..image::RegistryConfig::default()
+    };
+    let store = image::Store::open(place.root(), config).expect("opens");
+    // This machine is reached without it.
+    store.pull(&direct.reference("app:1"), None, None).await.expect("pulled");
+    assert!(asked.lock().is_empty());
+    let reference = "registry.test/app:1".parse().expect("a reference");
+    store.pull(&reference, None, None).await.expect("pulled through the proxy");
+    let first = asked.lock()[0].to_lowercase();
+    assert!(first.starts_with("connect registry.test:443 "), "{first}");
+    assert!(first.contains("proxy-authorization: basic "), "{first}");
+}

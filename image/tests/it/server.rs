@@ -68,7 +68,9 @@ impl Server {
 
     /// The same over TLS; the second is the CA, in PEM.
     pub async fn start_tls(content: Content) -> (Server, String) {
-        let pair = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+        let pair =
+            rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned(), "registry.test".to_owned()])
+                .expect("a certificate");
         let key =
             rustls::pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der()).expect("a key");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -254,4 +256,28 @@ fn answer(behaviour: &mut Behaviour, request: &Request, host: &str) -> Answer {
         answer.cut = Some(cuts.remove(0).min(answer.body.len()));
     }
     answer
+}
+
+/// An HTTP proxy that knows one host. Gives its address and what it was asked for.
+pub async fn proxy(target: String) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (log, target) = (log.clone(), target.clone());
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await?);
+                }
+                log.lock().push(String::from_utf8_lossy(&head).into_owned());
+                let mut other = tokio::net::TcpStream::connect(target).await?;
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                tokio::io::copy_bidirectional(&mut stream, &mut other).await
+            });
+        }
+    });
+    (address, asked)
 }
