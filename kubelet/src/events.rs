@@ -16,7 +16,6 @@ use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
 use crate::metrics::{Metrics, count};
-use crate::pod::hash::hex;
 
 /// Whether something went as it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +110,7 @@ struct Written {
 
 async fn write_all(client: Option<kube::Client>, node: String, mut told: mpsc::Receiver<Told>, metrics: Arc<Metrics>) {
     let mut known: BTreeMap<String, Written> = BTreeMap::new();
+    let mut serial = 0;
     while let Some(one) = told.recv().await {
         let name = one.about.name.as_deref().unwrap_or("");
         match one.level {
@@ -122,9 +122,10 @@ async fn write_all(client: Option<kube::Client>, node: String, mut told: mpsc::R
         let namespace = one.about.namespace.clone().unwrap_or_else(|| "default".into());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         let key = key(&one);
+        serial = one.at.as_nanosecond().max(serial + 1);
         let result = match known.get_mut(&key) {
             Some(written) => again(&api, written, one.at).await,
-            None => match api.create(&PostParams::default(), &event(&one, &node, &namespace)).await {
+            None => match api.create(&PostParams::default(), &event(&one, &node, &namespace, serial)).await {
                 Ok(event) => {
                     let name = event.metadata.name.unwrap_or_default();
                     known.insert(key.clone(), Written { name, count: 1, last: one.at });
@@ -162,13 +163,12 @@ fn key(one: &Told) -> String {
     )
 }
 
-fn event(one: &Told, node: &str, namespace: &str) -> Event {
+/// `serial` grows, so that events of one second are listed in the order they happened.
+fn event(one: &Told, node: &str, namespace: &str, serial: i128) -> Event {
     let name = one.about.name.as_deref().unwrap_or("unknown");
-    let stamp = one.at.as_nanosecond().to_string();
-    let unique = hex(&[key(one).as_bytes(), stamp.as_bytes()], 8);
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{name}.{unique}")),
+            name: Some(format!("{name}.{serial:016x}")),
             namespace: Some(namespace.into()),
             ..ObjectMeta::default()
         },

@@ -16,7 +16,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use crate::events::Level;
@@ -105,7 +105,11 @@ async fn status_loop(shared: &Shared, nodes: &Api<Node>, machine: &Machine, port
 }
 
 async fn write(shared: &Shared, nodes: &Api<Node>, status: &NodeStatus) -> Result<(), kube::Error> {
-    let patch = json!({"status": status});
+    let mut patch = json!({"status": status});
+    // Addresses are merged by their type, and a node can have several of one type: replace them all.
+    if let Some(addresses) = patch.pointer_mut("/status/addresses").and_then(Value::as_array_mut) {
+        addresses.push(json!({"$patch": "replace"}));
+    }
     nodes
         .patch_status(&shared.config.node_name, &PatchParams::default(), &Patch::Strategic(patch))
         .await

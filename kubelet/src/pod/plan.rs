@@ -193,7 +193,8 @@ pub fn restart_at(c: &Seen, policy: Backoff) -> Option<Timestamp> {
 fn armed(c: &Seen, policy: Backoff) -> Duration {
     match c.state {
         State::Exited { .. } if ran_well(c, policy) => policy.next(Duration::ZERO),
-        _ => policy.next(c.backoff),
+        State::Exited { .. } | State::Running { .. } | State::Unknown => policy.next(c.backoff),
+        State::Created => c.backoff,
     }
 }
 

@@ -225,9 +225,9 @@ fn the_first_crash_restarts_at_once_and_later_ones_wait() {
 
 #[test]
 fn a_container_that_was_never_started_is_made_again() {
-    check("app: created", expect!["start app#0 backoff=10s"]);
+    check("app: created", expect!["start app#0 backoff=0s"]);
     check("app: created\nfailed: start app -3s 10s", expect!["wait app 7s"]);
-    check("app: created\nfailed: start app -30s 10s", expect!["start app#1 backoff=10s"]);
+    check("app: created\nfailed: start app -30s 10s", expect!["start app#1 backoff=0s"]);
 }
 
 #[test]
