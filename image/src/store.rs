@@ -6,9 +6,9 @@
 //! Caveat: trees are deleted in the background; `remove` returns once they are out of the way.
 
 mod commit;
+mod lease;
 mod load;
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,15 +19,16 @@ use rustix::fd::OwnedFd;
 use tracing::warn;
 
 use crate::digest::Digest;
-use crate::image::{Image, Lease, Removed, Rootfs, Usage};
+use crate::image::{Image, Removed, Usage};
 use crate::layers::Flights;
 use crate::layout::Layout;
 use crate::limits::Limits;
 use crate::registry::{Registries, RegistryConfig};
-use crate::state::{ImageRecord, LeaseRecord, Named, State};
+use crate::state::{ImageRecord, Named, State};
 
 pub use commit::CommitError;
 pub(crate) use commit::NewImage;
+pub use lease::LeaseError;
 
 /// The image store. Cheap to clone; all clones are one store.
 #[derive(Clone)]
@@ -135,25 +136,6 @@ pub enum RemoveError {
     Abandoned,
 }
 
-/// Why no lease was given.
-#[derive(Debug, thiserror::Error)]
-pub enum LeaseError {
-    /// No such image.
-    #[error("image {0} not found")]
-    NotFound(Digest),
-    /// The owner's name cannot be a file name.
-    #[error("lease owner `{0}` is malformed; expected up to 128 letters, digits, `-`, `_` and `.`")]
-    Owner(String),
-    /// The lease cannot be recorded.
-    #[error("record the lease of {owner}")]
-    Write {
-        /// The owner.
-        owner: String,
-        /// The system's reason.
-        source: io::Error,
-    },
-}
-
 impl Store {
     /// Opens the store in `data`, making it if there is none, and removes what a crash left behind.
     pub fn open(data: PathBuf, registries: RegistryConfig) -> Result<Store, OpenError> {
@@ -185,6 +167,12 @@ impl Store {
         }));
         store.discard(loaded.trash);
         store.collect_layers();
+        let doomed = {
+            let state = store.0.state.lock();
+            let images = state.images.values().map(|e| &e.record);
+            images.filter(|r| r.doomed && state.owners(&r.id).is_empty()).map(|r| r.id.clone()).collect()
+        };
+        store.bury_soon(doomed);
         Ok(store)
     }
 
@@ -359,81 +347,6 @@ impl Store {
         }
     }
 
-    /// Makes `owner` hold the image's layers until `release`, and says where they are. An owner may hold
-    /// several images; asking again is harmless.
-    pub fn lease(&self, id: &Digest, owner: &str) -> Result<Rootfs, LeaseError> {
-        if !is_owner(owner) {
-            return Err(LeaseError::Owner(owner.to_owned()));
-        }
-        let (lease, lower) = {
-            let mut state = self.0.state.lock();
-            let entry = state.images.get(id).ok_or_else(|| LeaseError::NotFound(id.clone()))?;
-            let layers: Vec<Digest> = entry.record.all_layers().cloned().collect();
-            let lower = self.lower(&state, &layers);
-            let lease = state.leases.entry(owner.to_owned()).or_default();
-            lease.images.insert(id.clone(), layers);
-            (lease.clone(), lower)
-        };
-        let bytes = serde_json::to_vec(&lease).expect("a lease is plain data");
-        if let Err(source) = self.0.layout.write(&self.0.layout.lease(owner), &bytes) {
-            let mut state = self.0.state.lock();
-            if let Some(lease) = state.leases.get_mut(owner) {
-                lease.images.remove(id);
-            }
-            return Err(LeaseError::Write { owner: owner.to_owned(), source });
-        }
-        Ok(Rootfs { lower })
-    }
-
-    /// Directories of the layers, topmost first; an empty directory if there are none. Overlayfs takes no
-    /// directory twice; of a layer that comes twice, the upper one hides the lower one completely.
-    fn lower(&self, state: &State, layers: &[Digest]) -> Vec<PathBuf> {
-        let mut seen = HashSet::new();
-        let mut lower: Vec<PathBuf> = layers
-            .iter()
-            .rev()
-            .filter(|digest| seen.insert(*digest))
-            .filter_map(|digest| state.layers.get(digest))
-            .map(|layer| self.0.layout.tree(layer.number))
-            .collect();
-        if lower.is_empty() {
-            lower.push(self.0.layout.tree(load::EMPTY_LAYER));
-        }
-        lower
-    }
-
-    /// Gives up all that `owner` holds. Harmless if it holds nothing.
-    pub fn release(&self, owner: &str) {
-        let doomed = {
-            let mut state = self.0.state.lock();
-            let Some(lease) = state.leases.remove(owner) else { return };
-            let doomed = |id: &&Digest| {
-                state.images.get(*id).is_some_and(|e| e.record.doomed) && state.owners(id).is_empty()
-            };
-            lease.images.keys().filter(doomed).cloned().collect::<Vec<_>>()
-        };
-        if let Err(err) = remove_file(&self.0.layout.lease(owner)) {
-            warn!(owner, %err, "cannot remove a lease's record");
-        }
-        for id in doomed {
-            if let Err(err) = self.delete(&id) {
-                warn!(%id, %err, "cannot remove an image after its last use");
-            }
-        }
-        self.collect_layers();
-    }
-
-    /// Who holds what: for reconciling after a restart.
-    pub fn leases(&self) -> Vec<Lease> {
-        let state = self.0.state.lock();
-        let each = |(owner, lease): (&String, &LeaseRecord)| {
-            let owner = owner.clone();
-            let images: Vec<Digest> = lease.images.keys().cloned().collect();
-            images.into_iter().map(move |image| Lease { owner: owner.clone(), image })
-        };
-        state.leases.iter().flat_map(each).collect()
-    }
-
     /// What the store takes of the disk, from its records.
     pub fn usage(&self) -> Usage {
         let state = self.0.state.lock();
@@ -500,11 +413,4 @@ pub(crate) fn remove_tree(path: &Path) {
         }
         _ => (),
     }
-}
-
-/// Owners name files.
-fn is_owner(owner: &str) -> bool {
-    (1..=128).contains(&owner.len())
-        && !owner.starts_with('.')
-        && owner.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
