@@ -110,7 +110,9 @@ impl Inner {
         if name.is_empty() {
             return Err(invalid("no image is named"));
         }
-        self.images.get(name).ok_or_else(|| Status::not_found(format!("image {name:?} is not here: pull it first")))
+        self.images
+            .get(name)
+            .ok_or_else(|| Status::not_found(format!("image {name:?} is not here: pull it first")))
     }
 
     /// The container whose processes are to be shared: one of the same pod.
@@ -147,7 +149,10 @@ impl Inner {
         self.index.drop_container(id);
     }
 
-    pub(crate) fn container_status(&self, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
+    pub(crate) fn container_status(
+        &self,
+        request: ContainerStatusRequest,
+    ) -> Result<ContainerStatusResponse, Status> {
         let id = self.index.container_id(&request.container_id)?;
         let no_longer = || Status::not_found(format!("no container {id}"));
         let container = self.runtime.container(&container_id(&id)?).ok_or_else(no_longer)?;
@@ -190,7 +195,8 @@ impl Inner {
         // 0 means "as it is" here, as everywhere in this request.
         limits.oom_score_adj = limits.oom_score_adj.filter(|adj| *adj != 0);
         self.runtime.update_container(&container_id(&id)?, limits).await.map_err(status)?;
-        let meta = self.index.container(&id).ok_or_else(|| Status::not_found(format!("no container {id}")))?;
+        let meta =
+            self.index.container(&id).ok_or_else(|| Status::not_found(format!("no container {id}")))?;
         let mut meta = (*meta).clone();
         let linux = meta.config.linux.get_or_insert_default();
         merge(linux.resources.get_or_insert_default(), wanted);
@@ -229,8 +235,9 @@ fn make_missing(mount: &Mount) -> Result<(), Status> {
     if mount.image.is_some() || path.symlink_metadata().is_ok() {
         return Ok(());
     }
-    std::fs::create_dir_all(path)
-        .map_err(|error| Status::internal(format!("make the directory {path:?} to be mounted: {}", chain(&error))))
+    std::fs::create_dir_all(path).map_err(|error| {
+        Status::internal(format!("make the directory {path:?} to be mounted: {}", chain(&error)))
+    })
 }
 
 /// What is shown of the runtime's own description; our record in it would repeat the configuration.
@@ -274,7 +281,8 @@ mod tests {
 
     #[test]
     fn updates_keep_what_they_do_not_name() {
-        let mut old = LinuxContainerResources { cpu_shares: 100, memory_limit_in_bytes: 5, ..Default::default() };
+        let mut old =
+            LinuxContainerResources { cpu_shares: 100, memory_limit_in_bytes: 5, ..Default::default() };
         merge(&mut old, LinuxContainerResources { memory_limit_in_bytes: 9, ..Default::default() });
         assert_eq!((old.cpu_shares, old.memory_limit_in_bytes), (100, 9));
     }

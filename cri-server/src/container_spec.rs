@@ -7,13 +7,14 @@
 use std::path::{Component, Path, PathBuf};
 
 use cri_api::v1::{
-    ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation, NamespaceMode as Mode,
-    NamespaceOption, PodSandboxConfig, SecurityProfile, Signal, SupplementalGroupsPolicy,
-    security_profile::ProfileType,
+    ContainerConfig, LinuxContainerSecurityContext, Mount as CriMount, MountPropagation,
+    NamespaceMode as Mode, NamespaceOption, PodSandboxConfig, SecurityProfile, Signal,
+    SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 use oci_spec::image::Config as ImageConfig;
 use runtime::spec::{
-    Capabilities, Device, GroupsPolicy, Mount, MountSource, NamespaceMode, Namespaces, Propagation, Seccomp, User,
+    Capabilities, Device, GroupsPolicy, Mount, MountSource, NamespaceMode, Namespaces, Propagation, Seccomp,
+    User,
 };
 use runtime::{ContainerId, ContainerSpec, SandboxId};
 use tonic::Status;
@@ -51,13 +52,19 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
         return Err(invalid("a container with Windows settings cannot run on Linux"));
     }
     if let Some(device) = config.cdi_devices.first() {
-        return Err(invalid(format!("the CDI device {:?} cannot be given: CDI is not supported yet", device.name)));
+        return Err(invalid(format!(
+            "the CDI device {:?} cannot be given: CDI is not supported yet",
+            device.name
+        )));
     }
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     check_lsm(context.selinux_options.as_ref(), context.apparmor.as_ref())?;
     if !matches!(context.apparmor_profile.as_str(), "" | "unconfined" | "runtime/default") {
-        return Err(invalid(format!("the AppArmor profile {:?} cannot be applied here", context.apparmor_profile)));
+        return Err(invalid(format!(
+            "the AppArmor profile {:?} cannot be applied here",
+            context.apparmor_profile
+        )));
     }
     let pod = crate::sandbox_spec::context(parts.sandbox_config);
     if context.privileged && !pod.is_some_and(|pod| pod.privileged) {
@@ -216,7 +223,10 @@ fn one_mount(mount: &CriMount, images: &mut impl Iterator<Item = Vec<PathBuf>>) 
             sub_path: Some(PathBuf::from(&mount.image_sub_path)).filter(|path| !path.as_os_str().is_empty()),
         },
         None if !Path::new(&mount.host_path).is_absolute() => {
-            return Err(invalid(format!("host_path {:?} of the mount at {target} is not absolute", mount.host_path)));
+            return Err(invalid(format!(
+                "host_path {:?} of the mount at {target} is not absolute",
+                mount.host_path
+            )));
         }
         None => MountSource::Path(mount.host_path.clone().into()),
     };
@@ -304,7 +314,8 @@ fn seccomp(profile: Option<&SecurityProfile>, old: &str) -> Result<Seccomp, Stat
 
 /// The signal's name as the kernel has it; the image's, if the container names none.
 fn stop_signal(signal: i32, image: Option<&ImageConfig>) -> Result<Option<String>, Status> {
-    let signal = Signal::try_from(signal).map_err(|_| invalid(format!("stop_signal {signal} is not known")))?;
+    let signal =
+        Signal::try_from(signal).map_err(|_| invalid(format!("stop_signal {signal} is not known")))?;
     if signal == Signal::RuntimeDefault {
         return Ok(image.and_then(|image| image.stop_signal().clone()).filter(|name| !name.is_empty()));
     }

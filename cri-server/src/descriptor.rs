@@ -15,7 +15,10 @@ pub struct Descriptor(Arc<AsyncFd<OwnedFd>>);
 
 impl Descriptor {
     /// Takes a pipe, socket or terminal. Fails for files, which are never "not ready".
-    #[expect(deprecated, reason = "its successor is unsafe, for types that may lie about their descriptor: OwnedFd does not")]
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for types that may lie about their descriptor: OwnedFd does not"
+    )]
     pub fn new(fd: OwnedFd) -> io::Result<Descriptor> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;

@@ -95,14 +95,14 @@ fn runtime_code(error: &RuntimeError) -> Code {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn codes_and_chains() {
-        let error = RuntimeError::Io { step: "make cgroup /a".into(), source: std::io::Error::other("no space") };
+        let error =
+            RuntimeError::Io { step: "make cgroup /a".into(), source: std::io::Error::other("no space") };
         let seen = status(StartError::Runtime(error));
         assert_eq!((seen.code(), seen.message()), (Code::Internal, "make cgroup /a: no space"));
         let error = RuntimeError::NoContainer { id: "c1".parse().expect("an id") };

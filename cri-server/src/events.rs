@@ -47,9 +47,9 @@ pub(crate) fn events(inner: Arc<Inner>) -> ItemStream<ContainerEventResponse> {
         })
         .map(move |event| match event {
             Ok(event) => Ok(respond(&inner, &event)),
-            Err(Lagged(missed)) => {
-                Err(Status::data_loss(format!("{missed} events were missed: list containers anew, then watch again")))
-            }
+            Err(Lagged(missed)) => Err(Status::data_loss(format!(
+                "{missed} events were missed: list containers anew, then watch again"
+            ))),
         })
         .boxed()
 }

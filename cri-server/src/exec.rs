@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cri_api::v1::*;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use runtime::{AttachSession, ContainerId, ContainerState, Event, ExecSession, ExecSpec, Runtime};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::net::{TcpSocket, TcpStream};
 use tonic::Status;
 
@@ -27,7 +27,10 @@ impl Inner {
         let timeout = u64::try_from(request.timeout).ok().filter(|s| *s > 0).map(Duration::from_secs);
         let output = self.runtime.exec_sync(&id, request.cmd, timeout).await.map_err(status)?;
         if output.timed_out {
-            return Err(Status::deadline_exceeded(format!("the command took longer than {} s", request.timeout)));
+            return Err(Status::deadline_exceeded(format!(
+                "the command took longer than {} s",
+                request.timeout
+            )));
         }
         Ok(ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.status.code() })
     }
@@ -47,10 +50,16 @@ impl Inner {
         Ok(AttachResponse { url: self.url(Work::Attach(request))? })
     }
 
-    pub(crate) fn port_forward(&self, mut request: PortForwardRequest) -> Result<PortForwardResponse, Status> {
+    pub(crate) fn port_forward(
+        &self,
+        mut request: PortForwardRequest,
+    ) -> Result<PortForwardResponse, Status> {
         request.pod_sandbox_id = self.index.sandbox_id(&request.pod_sandbox_id)?;
         if !self.index.sandbox(&request.pod_sandbox_id).is_some_and(|meta| meta.connected) {
-            return Err(Status::failed_precondition(format!("sandbox {} is not ready", request.pod_sandbox_id)));
+            return Err(Status::failed_precondition(format!(
+                "sandbox {} is not ready",
+                request.pod_sandbox_id
+            )));
         }
         Ok(PortForwardResponse { url: self.url(Work::Forward(request))? })
     }
@@ -70,7 +79,9 @@ impl Inner {
 
 fn check_streams(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(), Status> {
     if tty && stderr {
-        return Err(invalid("with a terminal there is no stderr of its own: ask for tty or stderr, not both"));
+        return Err(invalid(
+            "with a terminal there is no stderr of its own: ask for tty or stderr, not both",
+        ));
     }
     if !(stdin || stdout || stderr) {
         return Err(invalid("at least one of stdin, stdout and stderr is needed"));
@@ -101,7 +112,9 @@ impl Backend for StreamBackend {
             stderr: request.stderr && !request.tty,
             ..ExecSpec::default()
         };
-        let failed = |error: &(dyn std::error::Error + 'static)| format!("error executing command in container: {}", chain(error));
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            format!("error executing command in container: {}", chain(error))
+        };
         let mut session = self.runtime.exec(&id, spec).await.map_err(|error| failed(&error))?;
         let streams = match &session.terminal {
             Some(master) => terminal_streams(master, None, request.stdin, request.stdout),
@@ -114,7 +127,9 @@ impl Backend for StreamBackend {
     async fn attach(&self, request: &AttachRequest) -> Result<Process, String> {
         let id: ContainerId = request.container_id.parse().map_err(|error| chain(&error))?;
         let events = self.runtime.subscribe();
-        let failed = |error: &(dyn std::error::Error + 'static)| format!("error attaching to container: {}", chain(error));
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            format!("error attaching to container: {}", chain(error))
+        };
         let mut session = self.runtime.attach(&id).await.map_err(|error| failed(&error))?;
         let streams = match &session.terminal {
             Some(master) => terminal_streams(master, session.stdout.take(), request.stdin, request.stdout),
@@ -174,7 +189,12 @@ type Reader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 type Streams = (Option<Writer>, Option<Reader>, Option<Reader>);
 
 /// A terminal is one descriptor; an attachment reads a copy of its output from elsewhere.
-fn terminal_streams(master: &OwnedFd, output: Option<OwnedFd>, stdin: bool, stdout: bool) -> io::Result<Streams> {
+fn terminal_streams(
+    master: &OwnedFd,
+    output: Option<OwnedFd>,
+    stdin: bool,
+    stdout: bool,
+) -> io::Result<Streams> {
     let shared = Descriptor::new(master.try_clone()?)?;
     let reader: Reader = match output {
         Some(output) => Box::new(Descriptor::new(output)?),
@@ -183,7 +203,11 @@ fn terminal_streams(master: &OwnedFd, output: Option<OwnedFd>, stdin: bool, stdo
     Ok((stdin.then(|| Box::new(shared) as Writer), stdout.then_some(reader), None))
 }
 
-fn pipe_streams(stdin: Option<OwnedFd>, stdout: Option<OwnedFd>, stderr: Option<OwnedFd>) -> io::Result<Streams> {
+fn pipe_streams(
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+) -> io::Result<Streams> {
     let reader = |fd: Option<OwnedFd>| -> io::Result<Option<Reader>> {
         fd.map(|fd| Ok(Box::new(Descriptor::new(fd)?) as Reader)).transpose()
     };
@@ -221,7 +245,11 @@ impl Control for AttachControl {
     async fn wait(&self) -> Ending {
         let mut events = self.events.lock().await;
         // Looked at anew after each event, so a missed one does no harm.
-        while self.runtime.container(&self.id).is_some_and(|c| matches!(c.state, ContainerState::Running { .. })) {
+        while self
+            .runtime
+            .container(&self.id)
+            .is_some_and(|c| matches!(c.state, ContainerState::Running { .. }))
+        {
             if let Err(tokio::sync::broadcast::error::RecvError::Closed) = events.recv().await {
                 break;
             }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use cri_api::v1::{Container, ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter, PodSandboxStatsFilter};
+use cri_api::v1::{
+    Container, ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter, PodSandboxStatsFilter,
+};
 
 /// Whether every wanted label is there.
 pub fn labels(wanted: &BTreeMap<String, String>, has: &BTreeMap<String, String>) -> bool {
@@ -54,7 +56,12 @@ mod tests {
 
     #[test]
     fn all_conditions_must_hold() {
-        let row = PodSandbox { id: "abc".into(), state: 1, labels: map(&[("a", "1"), ("b", "2")]), ..Default::default() };
+        let row = PodSandbox {
+            id: "abc".into(),
+            state: 1,
+            labels: map(&[("a", "1"), ("b", "2")]),
+            ..Default::default()
+        };
         let check = |id: &str, state: Option<i32>, wanted: &[(&str, &str)]| {
             let filter = PodSandboxFilter {
                 id: id.into(),

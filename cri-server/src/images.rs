@@ -62,7 +62,8 @@ fn auth_of(auth: Option<AuthConfig>, reference: &Reference) -> Result<Option<Aut
 
 impl Inner {
     pub(crate) fn list_images(&self, request: ListImagesRequest) -> ListImagesResponse {
-        let wanted = request.filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
+        let wanted =
+            request.filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
         let images = match wanted.as_str() {
             "" => self.images.list().iter().map(row).collect(),
             name => self.images.get(name).iter().map(row).collect(),
@@ -155,10 +156,16 @@ mod tests {
         let basic = AuthConfig { username: "u".into(), password: "p".into(), ..Default::default() };
         let expected = Some(Auth::Basic { username: "u".into(), password: "p".into() });
         assert_eq!(find(basic.clone()), Ok(expected.clone()));
-        assert_eq!(find(AuthConfig { server_address: "https://r.io/v2/".into(), ..basic.clone() }), Ok(expected.clone()));
+        assert_eq!(
+            find(AuthConfig { server_address: "https://r.io/v2/".into(), ..basic.clone() }),
+            Ok(expected.clone())
+        );
         assert_eq!(find(AuthConfig { server_address: "other.io".into(), ..basic }), Ok(None));
         assert_eq!(find(AuthConfig { auth: "dTpw".into(), ..Default::default() }), Ok(expected));
-        assert_eq!(find(AuthConfig { auth: "!".into(), ..Default::default() }), Err(tonic::Code::InvalidArgument));
+        assert_eq!(
+            find(AuthConfig { auth: "!".into(), ..Default::default() }),
+            Err(tonic::Code::InvalidArgument)
+        );
         assert_eq!(find(AuthConfig::default()), Ok(None));
         assert_eq!(auth_of(None, &reference).map_err(|s| s.code()), Ok(None));
     }

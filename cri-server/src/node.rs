@@ -64,7 +64,10 @@ impl Inner {
         }
     }
 
-    pub(crate) fn update_runtime_config(&self, request: UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse {
+    pub(crate) fn update_runtime_config(
+        &self,
+        request: UpdateRuntimeConfigRequest,
+    ) -> UpdateRuntimeConfigResponse {
         let network = request.runtime_config.and_then(|config| config.network_config).unwrap_or_default();
         if !network.pod_cidr.is_empty() {
             // Ours is set when the node starts; a kubelet that says the same changes nothing.

@@ -29,11 +29,15 @@ pub fn sandbox_id(id: &str) -> Result<SandboxId, Status> {
 }
 
 impl Inner {
-    pub(crate) async fn run_pod_sandbox(&self, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {
+    pub(crate) async fn run_pod_sandbox(
+        &self,
+        request: RunPodSandboxRequest,
+    ) -> Result<RunPodSandboxResponse, Status> {
         let config = request.config.ok_or_else(|| invalid("the sandbox has no config"))?;
         let id = new_id();
         let ports = port_mappings(&config)?;
-        let meta = SandboxMeta { config, handler: request.runtime_handler, ips: Vec::new(), connected: false };
+        let meta =
+            SandboxMeta { config, handler: request.runtime_handler, ips: Vec::new(), connected: false };
         let spec = sandbox_spec(sandbox_id(&id)?, &meta.config, &meta.handler, to_value(&meta))?;
         let name = sandbox_name(&meta.config);
         let _making = self.index.reserve(&name).await;

@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use cri_api::v1::{
-    LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode as Mode, NamespaceOption, PodSandboxConfig,
-    PortMapping, Protocol, SeLinuxOption, SecurityProfile, security_profile::ProfileType,
+    LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode as Mode, NamespaceOption,
+    PodSandboxConfig, PortMapping, Protocol, SeLinuxOption, SecurityProfile, security_profile::ProfileType,
 };
 use runtime::spec::{NamespaceMode, Namespaces};
 use runtime::{Resources, SandboxId, SandboxSpec};
@@ -53,7 +53,11 @@ pub fn sandbox_spec(
 
 fn check_hostname(name: &str) -> Result<(), Status> {
     let good = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-    if good { Ok(()) } else { Err(invalid(format!("{name:?} cannot be a host name of at most 64 characters"))) }
+    if good {
+        Ok(())
+    } else {
+        Err(invalid(format!("{name:?} cannot be a host name of at most 64 characters")))
+    }
 }
 
 /// Whether the sandbox lives in the node's network.
@@ -168,8 +172,9 @@ pub fn resources(from: &LinuxContainerResources) -> Result<Resources, Status> {
         cpuset_cpus: text(&from.cpuset_cpus),
         cpuset_mems: text(&from.cpuset_mems),
         oom_score_adj: Some(
-            oom_score_adj
-                .ok_or_else(|| invalid(format!("oom_score_adj {} is not -1000 to 1000", from.oom_score_adj)))?,
+            oom_score_adj.ok_or_else(|| {
+                invalid(format!("oom_score_adj {} is not -1000 to 1000", from.oom_score_adj))
+            })?,
         ),
         hugepages: from.hugepage_limits.iter().map(|limit| (limit.page_size.clone(), limit.limit)).collect(),
         unified: from.unified.clone(),
@@ -185,7 +190,11 @@ mod tests {
 
     fn config(context: LinuxSandboxSecurityContext) -> PodSandboxConfig {
         PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata { name: "p".into(), namespace: "n".into(), ..Default::default() }),
+            metadata: Some(PodSandboxMetadata {
+                name: "p".into(),
+                namespace: "n".into(),
+                ..Default::default()
+            }),
             hostname: "web-0".into(),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: "/kubepods/pod1".into(),
@@ -198,7 +207,8 @@ mod tests {
 
     fn translate(config: &PodSandboxConfig, handler: &str) -> Result<SandboxSpec, String> {
         let id = "s1".parse().expect("an id");
-        sandbox_spec(id, config, handler, serde_json::Value::Null).map_err(|status| status.message().to_owned())
+        sandbox_spec(id, config, handler, serde_json::Value::Null)
+            .map_err(|status| status.message().to_owned())
     }
 
     fn modes(network: Mode, pid: Mode, ipc: Mode) -> LinuxSandboxSecurityContext {
@@ -217,7 +227,10 @@ mod tests {
     fn namespaces_follow_the_options() {
         let spec = translate(&config(modes(Mode::Pod, Mode::Container, Mode::Pod)), "").expect("good");
         assert_eq!(spec.namespaces, Namespaces::default());
-        assert_eq!((spec.hostname.as_str(), spec.cgroup_parent.as_deref()), ("web-0", Some("/kubepods/pod1")));
+        assert_eq!(
+            (spec.hostname.as_str(), spec.cgroup_parent.as_deref()),
+            ("web-0", Some("/kubepods/pod1"))
+        );
         let host = config(modes(Mode::Node, Mode::Node, Mode::Node));
         let spec = translate(&host, "orlop").expect("good");
         let node = NamespaceMode::Node;
@@ -243,7 +256,11 @@ mod tests {
             Some(UserNamespace { mode: Mode::Pod as i32, ..Default::default() });
         bad(config(userns), "", "hostUsers");
         let label = SeLinuxOption { level: "s0".into(), ..Default::default() };
-        bad(config(LinuxSandboxSecurityContext { selinux_options: Some(label), ..Default::default() }), "", "SELinux");
+        bad(
+            config(LinuxSandboxSecurityContext { selinux_options: Some(label), ..Default::default() }),
+            "",
+            "SELinux",
+        );
     }
 
     #[test]

@@ -117,7 +117,10 @@ impl Cri for CriServer {
     async fn run_pod_sandbox(&self, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {
         self.through(|inner| async move { inner.run_pod_sandbox(request).await }).await
     }
-    async fn stop_pod_sandbox(&self, request: StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Status> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: StopPodSandboxRequest,
+    ) -> Result<StopPodSandboxResponse, Status> {
         self.through(|inner| async move { inner.stop_pod_sandbox(&request.pod_sandbox_id).await }).await?;
         Ok(StopPodSandboxResponse {})
     }
@@ -134,30 +137,50 @@ impl Cri for CriServer {
     ) -> Result<PodSandboxStatusResponse, Status> {
         self.inner.pod_sandbox_status(request)
     }
-    async fn list_pod_sandbox(&self, request: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, Status> {
+    async fn list_pod_sandbox(
+        &self,
+        request: ListPodSandboxRequest,
+    ) -> Result<ListPodSandboxResponse, Status> {
         Ok(ListPodSandboxResponse { items: self.inner.list_sandboxes(request.filter.as_ref()) })
     }
 
-    async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateContainerResponse, Status> {
+    async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, Status> {
         self.through(|inner| async move { inner.create_container(request).await }).await
     }
-    async fn start_container(&self, request: StartContainerRequest) -> Result<StartContainerResponse, Status> {
+    async fn start_container(
+        &self,
+        request: StartContainerRequest,
+    ) -> Result<StartContainerResponse, Status> {
         self.through(|inner| async move { inner.start_container(&request.container_id).await }).await?;
         Ok(StartContainerResponse {})
     }
     async fn stop_container(&self, request: StopContainerRequest) -> Result<StopContainerResponse, Status> {
-        self.through(|inner| async move { inner.stop_container(&request.container_id, request.timeout).await })
-            .await?;
+        self.through(
+            |inner| async move { inner.stop_container(&request.container_id, request.timeout).await },
+        )
+        .await?;
         Ok(StopContainerResponse {})
     }
-    async fn remove_container(&self, request: RemoveContainerRequest) -> Result<RemoveContainerResponse, Status> {
+    async fn remove_container(
+        &self,
+        request: RemoveContainerRequest,
+    ) -> Result<RemoveContainerResponse, Status> {
         self.through(|inner| async move { inner.remove_container(&request.container_id).await }).await?;
         Ok(RemoveContainerResponse {})
     }
-    async fn list_containers(&self, request: ListContainersRequest) -> Result<ListContainersResponse, Status> {
+    async fn list_containers(
+        &self,
+        request: ListContainersRequest,
+    ) -> Result<ListContainersResponse, Status> {
         Ok(ListContainersResponse { containers: self.inner.list_containers(request.filter.as_ref()) })
     }
-    async fn container_status(&self, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
+    async fn container_status(
+        &self,
+        request: ContainerStatusRequest,
+    ) -> Result<ContainerStatusResponse, Status> {
         self.inner.container_status(request)
     }
     async fn update_container_resources(
@@ -195,23 +218,33 @@ impl Cri for CriServer {
         self.inner.port_forward(request)
     }
 
-    async fn container_stats(&self, request: ContainerStatsRequest) -> Result<ContainerStatsResponse, Status> {
+    async fn container_stats(
+        &self,
+        request: ContainerStatsRequest,
+    ) -> Result<ContainerStatsResponse, Status> {
         Ok(ContainerStatsResponse { stats: Some(self.inner.container_stats(&request.container_id).await?) })
     }
     async fn list_container_stats(
         &self,
         request: ListContainerStatsRequest,
     ) -> Result<ListContainerStatsResponse, Status> {
-        Ok(ListContainerStatsResponse { stats: self.inner.list_container_stats(request.filter.as_ref()).await })
+        Ok(ListContainerStatsResponse {
+            stats: self.inner.list_container_stats(request.filter.as_ref()).await,
+        })
     }
-    async fn pod_sandbox_stats(&self, request: PodSandboxStatsRequest) -> Result<PodSandboxStatsResponse, Status> {
+    async fn pod_sandbox_stats(
+        &self,
+        request: PodSandboxStatsRequest,
+    ) -> Result<PodSandboxStatsResponse, Status> {
         Ok(PodSandboxStatsResponse { stats: Some(self.inner.sandbox_stats(&request.pod_sandbox_id).await?) })
     }
     async fn list_pod_sandbox_stats(
         &self,
         request: ListPodSandboxStatsRequest,
     ) -> Result<ListPodSandboxStatsResponse, Status> {
-        Ok(ListPodSandboxStatsResponse { stats: self.inner.list_sandbox_stats(request.filter.as_ref()).await })
+        Ok(ListPodSandboxStatsResponse {
+            stats: self.inner.list_sandbox_stats(request.filter.as_ref()).await,
+        })
     }
 
     async fn container_events(&self) -> Result<ItemStream<ContainerEventResponse>, Status> {

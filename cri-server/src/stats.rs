@@ -60,7 +60,10 @@ impl Inner {
         self.stats_of(&row).await
     }
 
-    pub(crate) async fn list_container_stats(&self, wanted: Option<&ContainerStatsFilter>) -> Vec<ContainerStats> {
+    pub(crate) async fn list_container_stats(
+        &self,
+        wanted: Option<&ContainerStatsFilter>,
+    ) -> Vec<ContainerStats> {
         let rows: Vec<_> = self.container_rows().filter(|row| filter::container_stats(wanted, row)).collect();
         self.stats_of_running(rows).await
     }
@@ -86,7 +89,10 @@ impl Inner {
         Ok(self.stats_of_sandbox(row).await)
     }
 
-    pub(crate) async fn list_sandbox_stats(&self, wanted: Option<&PodSandboxStatsFilter>) -> Vec<PodSandboxStats> {
+    pub(crate) async fn list_sandbox_stats(
+        &self,
+        wanted: Option<&PodSandboxStatsFilter>,
+    ) -> Vec<PodSandboxStats> {
         let rows = self.list_sandboxes(None).into_iter().filter(|row| {
             row.state == PodSandboxState::SandboxReady as i32 && filter::sandbox_stats(wanted, row)
         });
@@ -96,14 +102,10 @@ impl Inner {
     async fn stats_of_sandbox(&self, row: PodSandbox) -> PodSandboxStats {
         let now = view::nanos(jiff::Timestamp::now());
         let mine: Vec<_> = self.container_rows().filter(|c| c.pod_sandbox_id == row.id).collect();
-        let mut processes = 0;
-        for container in &mine {
-            if let Ok(id) = container_id(&container.id)
-                && let Ok(stats) = self.runtime.stats(&id).await
-            {
-                processes += stats.pids;
-            }
-        }
+        let processes = match sandbox_id(&row.id) {
+            Ok(id) => self.runtime.sandbox_stats(&id).await.map_or(0, |stats| stats.pids),
+            Err(_) => 0,
+        };
         let containers = self.stats_of_running(mine).await;
         let netns = sandbox_id(&row.id).ok().and_then(|id| self.runtime.sandbox(&id)).and_then(|s| s.netns);
         let interfaces = match netns {
@@ -175,9 +177,8 @@ fn sandbox_sum(
     processes: u64,
 ) -> LinuxPodSandboxStats {
     let sum = |of: &dyn Fn(&ContainerStats) -> Option<u64>| value(containers.iter().filter_map(of).sum());
-    let cpu = |of: fn(&CpuUsage) -> Option<&UInt64Value>| {
-        sum(&|c| c.cpu.as_ref().and_then(of).map(|v| v.value))
-    };
+    let cpu =
+        |of: fn(&CpuUsage) -> Option<&UInt64Value>| sum(&|c| c.cpu.as_ref().and_then(of).map(|v| v.value));
     let memory = |of: fn(&MemoryUsage) -> Option<&UInt64Value>| {
         sum(&|c| c.memory.as_ref().and_then(of).map(|v| v.value))
     };

@@ -1,9 +1,9 @@
 //! Sandboxes and containers as answers show them. Pure.
 
 use cri_api::v1::{
-    Container as Row, ContainerResources, ContainerState as CriState, ContainerStatus, ContainerUser, ImageSpec,
-    LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxNetworkStatus,
-    PodSandboxState, PodSandboxStatus,
+    Container as Row, ContainerResources, ContainerState as CriState, ContainerStatus, ContainerUser,
+    ImageSpec, LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox,
+    PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus,
 };
 use jiff::Timestamp;
 use runtime::{Container, ContainerState, Sandbox, SandboxState};

@@ -104,7 +104,10 @@ fn users_are_numbers_names_or_the_images() {
     assert_eq!((user.user.as_str(), user.group, user.supplementary), ("1000", Some(2000), vec![5]));
     assert_eq!(user.policy, GroupsPolicy::Strict);
     refused(with(LinuxContainerSecurityContext { run_as_user: None, ..context.clone() }), "run_as_group");
-    refused(with(LinuxContainerSecurityContext { run_as_user: number(1 << 32), ..context.clone() }), "4294967296");
+    refused(
+        with(LinuxContainerSecurityContext { run_as_user: number(1 << 32), ..context.clone() }),
+        "4294967296",
+    );
     refused(with(LinuxContainerSecurityContext { run_as_user: number(-1), ..context }), "-1");
 }
 
@@ -122,7 +125,8 @@ fn mounts_keep_what_they_ask_for() {
     assert!(spec.mounts[0].readonly && spec.mounts[0].recursive_readonly && spec.mounts[0].noexec);
     let targets: Vec<_> = spec.mounts.iter().map(|mount| mount.target.to_str().expect("text")).collect();
     assert_eq!(targets, ["/m", "/etc/hosts", "/etc/resolv.conf"]);
-    let hosts = translate(&one(CriMount { container_path: "/etc/hosts".into(), ..mount.clone() })).expect("good");
+    let hosts =
+        translate(&one(CriMount { container_path: "/etc/hosts".into(), ..mount.clone() })).expect("good");
     assert_eq!(hosts.mounts.iter().filter(|m| m.target == Path::new("/etc/hosts")).count(), 1);
     let image = CriMount {
         host_path: String::new(),
@@ -141,7 +145,8 @@ fn mounts_keep_what_they_ask_for() {
 
 #[test]
 fn volumes_of_a_read_only_root_can_be_written() {
-    let spec = translate(&with(LinuxContainerSecurityContext { readonly_rootfs: true, ..Default::default() }));
+    let spec =
+        translate(&with(LinuxContainerSecurityContext { readonly_rootfs: true, ..Default::default() }));
     let mounts = spec.expect("good").mounts;
     let volumes: Vec<_> = mounts.iter().filter(|m| matches!(m.source, MountSource::Tmpfs { .. })).collect();
     assert_eq!(volumes.len(), 1, "never the one that leads out: {volumes:?}");
@@ -154,7 +159,8 @@ fn security_is_on_unless_turned_off_and_never_half_applied() {
         Some(SecurityProfile { profile_type: kind as i32, localhost_ref: name.into() })
     };
     let seccomp = |seccomp| {
-        translate(&with(LinuxContainerSecurityContext { seccomp, ..Default::default() })).map(|spec| spec.seccomp)
+        translate(&with(LinuxContainerSecurityContext { seccomp, ..Default::default() }))
+            .map(|spec| spec.seccomp)
     };
     assert_eq!(seccomp(profile(ProfileType::Unconfined, "")), Ok(Seccomp::Unconfined));
     assert_eq!(seccomp(profile(ProfileType::Localhost, "a.json")), Ok(Seccomp::Localhost("a.json".into())));
@@ -171,7 +177,10 @@ fn security_is_on_unless_turned_off_and_never_half_applied() {
     assert!(translate_in(&sandbox, &with(privileged)).expect("good").privileged);
     let apparmor = profile(ProfileType::Localhost, "mine");
     refused(with(LinuxContainerSecurityContext { apparmor, ..Default::default() }), "AppArmor");
-    refused(ContainerConfig { cdi_devices: vec![CdiDevice { name: "gpu".into() }], ..Default::default() }, "CDI");
+    refused(
+        ContainerConfig { cdi_devices: vec![CdiDevice { name: "gpu".into() }], ..Default::default() },
+        "CDI",
+    );
     refused_log("../x.log");
     refused_log("/x.log");
     let capabilities = Some(Capability { drop_capabilities: words(&["ALL"]), ..Default::default() });

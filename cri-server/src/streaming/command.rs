@@ -208,7 +208,6 @@ fn take_sizes(text: &mut BytesMut) -> Option<Size> {
     last
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -93,8 +93,12 @@ impl Work {
     /// Which streams a command has; stderr is part of stdout with a terminal.
     fn wants(&self) -> Wants {
         match self {
-            Work::Exec(r) => Wants { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr && !r.tty, tty: r.tty },
-            Work::Attach(r) => Wants { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr && !r.tty, tty: r.tty },
+            Work::Exec(r) => {
+                Wants { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr && !r.tty, tty: r.tty }
+            }
+            Work::Attach(r) => {
+                Wants { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr && !r.tty, tty: r.tty }
+            }
             Work::Forward(_) => Wants { stdin: false, stdout: false, stderr: false, tty: false },
         }
     }
@@ -208,9 +212,7 @@ fn answer(
     stop: &CancellationToken,
 ) -> Reply {
     let work = match request.uri().path().trim_start_matches('/').split_once('/') {
-        Some((path, token)) => {
-            tokens.lock().take(token, Instant::now()).filter(|work| work.path() == path)
-        }
+        Some((path, token)) => tokens.lock().take(token, Instant::now()).filter(|work| work.path() == path),
         None => None,
     };
     let Some(work) = work else {
@@ -279,7 +281,8 @@ async fn upgraded(upgrade: OnUpgrade, spoken: Spoken, work: Work, backend: Arc<d
             forward::over_spdy(Connection::new(bytes), backend, request.pod_sandbox_id).await;
         }
         (Spoken::Channels { base64, close, .. }, Work::Forward(request)) => {
-            let ports: Vec<u16> = request.port.iter().filter_map(|port| u16::try_from(*port).ok()).take(100).collect();
+            let ports: Vec<u16> =
+                request.port.iter().filter_map(|port| u16::try_from(*port).ok()).take(100).collect();
             let inputs = forward::channels_of(&ports);
             let (channels, sources) = Channels::new(websocket::server(io).await, &inputs, base64, close);
             forward::over_channels(channels, sources, ports, backend, request.pod_sandbox_id).await;
@@ -322,7 +325,9 @@ async fn command_over_spdy(io: TokioIo<Upgraded>, spoken: Spoken, work: Work, ba
     let mut split = |kind: &str| streams.remove(kind).map(|stream| (stream.source, stream.sink));
     let Some((_, error)) = split("error") else { return };
     // The directions that a kind of stream does not have are dropped without a word: they stay unused.
-    let output = |pair: Option<(pipe::Source, spdy::StreamSink)>| pair.map(|(_, sink)| Box::new(sink) as Box<dyn Sink>);
+    let output = |pair: Option<(pipe::Source, spdy::StreamSink)>| {
+        pair.map(|(_, sink)| Box::new(sink) as Box<dyn Sink>)
+    };
     let (stdin, stdin_back) = split("stdin").unzip();
     let (resize, resize_back) = split("resize").unzip();
     let client = ClientStreams {
@@ -377,7 +382,13 @@ async fn command_over_channels(io: TokioIo<Upgraded>, spoken: Spoken, work: Work
         status,
         gone: channels.gone(),
     };
-    let lowest = if wants.stdout { STDOUT } else if wants.stderr { STDERR } else { ERROR };
+    let lowest = if wants.stdout {
+        STDOUT
+    } else if wants.stderr {
+        STDERR
+    } else {
+        ERROR
+    };
     channels.greet(lowest).await;
     let process = start(&work, &*backend).await;
     command::run(client, process).await;

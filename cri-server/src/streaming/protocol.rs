@@ -150,7 +150,9 @@ pub fn negotiate(purpose: Purpose, headers: &HeaderMap) -> Answer {
     }
     let chosen = offered.iter().find_map(|name| table.iter().find(|(ours, _)| ours == name));
     let Some((name, spoken)) = chosen else {
-        return Answer::NoCommon { spoken: table.iter().map(|(n, _)| *n).filter(|n| !n.is_empty()).collect() };
+        return Answer::NoCommon {
+            spoken: table.iter().map(|(n, _)| *n).filter(|n| !n.is_empty()).collect(),
+        };
     };
     if !websocket {
         return Answer::Spdy { name, spoken: *spoken };

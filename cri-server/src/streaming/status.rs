@@ -18,7 +18,9 @@ pub enum Ending {
 pub fn status_bytes(ending: &Ending, form: StatusForm) -> Bytes {
     match (ending, form) {
         (Ending::Exited(0), StatusForm::Text) => Bytes::new(),
-        (Ending::Exited(0), StatusForm::Json) => json!({"metadata": {}, "status": "Success"}).to_string().into(),
+        (Ending::Exited(0), StatusForm::Json) => {
+            json!({"metadata": {}, "status": "Success"}).to_string().into()
+        }
         (Ending::Exited(code), StatusForm::Text) => {
             format!("command terminated with non-zero exit code: exit status {code}").into()
         }
@@ -70,7 +72,11 @@ mod tests {
         assert_eq!(status["details"]["causes"][0], json!({"reason": "ExitCode", "message": "3"}));
         check(Ending::Failed("no sh".into()), StatusForm::Text, expect!["no sh"]);
         let status: serde_json::Value =
-            serde_json::from_slice(&status_bytes(&Ending::Failed("no sh".into()), StatusForm::Json)).expect("JSON");
-        assert_eq!((&status["code"], &status["message"]), (&json!(500), &json!("Internal error occurred: no sh")));
+            serde_json::from_slice(&status_bytes(&Ending::Failed("no sh".into()), StatusForm::Json))
+                .expect("JSON");
+        assert_eq!(
+            (&status["code"], &status["message"]),
+            (&json!(500), &json!("Internal error occurred: no sh"))
+        );
     }
 }

@@ -338,4 +338,3 @@ async fn ports_are_forwarded_over_channels() {
     assert_eq!(seen[&0], [&head[..], b"pong"].concat());
     assert_eq!(seen[&1], head);
 }
-

@@ -251,7 +251,10 @@ mod tests {
             Frame::SynStream { id: 1, priority: 2, fin: false, unidirectional: true, block: block.clone() },
             b"\x80\x03\0\x01\x02\0\0\x0c\0\0\0\x01\0\0\0\0\x40\0zz",
         );
-        check(Frame::SynReply { id: 3, fin: true, block: block.clone() }, b"\x80\x03\0\x02\x01\0\0\x06\0\0\0\x03zz");
+        check(
+            Frame::SynReply { id: 3, fin: true, block: block.clone() },
+            b"\x80\x03\0\x02\x01\0\0\x06\0\0\0\x03zz",
+        );
         check(Frame::Reset { id: 3, status: CANCEL }, b"\x80\x03\0\x03\0\0\0\x08\0\0\0\x03\0\0\0\x05");
         check(
             Frame::Settings(vec![(SETTING_INITIAL_WINDOW, 65536)]),
@@ -266,7 +269,9 @@ mod tests {
     #[test]
     fn what_breaks_the_protocol_is_refused() {
         assert_eq!(Head::parse(*b"\x80\x02\0\x06\0\0\0\x04"), Err(FrameError::Version(2)));
-        for (kind, payload) in [(1, &b"short"[..]), (3, b"1234567"), (4, b"\0\0\0\x01"), (6, b"12345"), (9, b"")] {
+        for (kind, payload) in
+            [(1, &b"short"[..]), (3, b"1234567"), (4, b"\0\0\0\x01"), (6, b"12345"), (9, b"")]
+        {
             let length = payload.len();
             assert_eq!(
                 Frame::parse_control(kind, 0, Bytes::copy_from_slice(payload)),

@@ -32,7 +32,9 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// What the writer is given: frames whose header blocks it has to pack.
 enum Outgoing {
-    Reply { id: u32 },
+    Reply {
+        id: u32,
+    },
     Plain(Frame),
     /// Flush, then close the sending side.
     End,
@@ -318,13 +320,8 @@ async fn open_stream(
             finished: unidirectional,
         },
     );
-    let sink = StreamSink {
-        id,
-        shared: shared.clone(),
-        window,
-        reset: reset.clone(),
-        finished: unidirectional,
-    };
+    let sink =
+        StreamSink { id, shared: shared.clone(), window, reset: reset.clone(), finished: unidirectional };
     let _ = shared.out.send(Outgoing::Reply { id }).await;
     let _ = opened.send(Stream { id, headers, source, sink, reset }).await;
 }

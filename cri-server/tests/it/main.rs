@@ -1,0 +1,6 @@
+//! The server on a temporary root, driven over its socket as a kubelet does. Needs root and busybox-static.
+
+mod lifecycle;
+mod speed;
+mod streams;
+mod world;
