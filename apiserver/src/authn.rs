@@ -34,6 +34,11 @@ pub(crate) fn authenticate(
     certificate: Option<&User>,
     headers: &HeaderMap,
 ) -> Result<User, Failure> {
+    if let Some(name) = headers.keys().find(|k| k.as_str().starts_with("impersonate-")) {
+        // To ignore it would mean to do with full rights what was meant to be done with fewer.
+        let why = format!("impersonation ({name}) is not supported by this server yet");
+        return Err(Failure::forbidden_path(&why));
+    }
     if let Some(user) = certificate {
         return Ok(user.clone());
     }

@@ -46,7 +46,7 @@ pub(crate) fn parse(path: &str) -> Result<Target, Failure> {
     let find = |plural: &str| registry::find(group, version, plural).ok_or_else(Failure::no_such_path);
     let (namespace, rest) = match rest {
         // `namespaces/x/status` is a subresource; `namespaces/x/pods` is a resource in x.
-        ["namespaces", ns, plural, tail @ ..] if group != "" || find(plural).is_ok() => {
+        ["namespaces", ns, plural, tail @ ..] if !group.is_empty() || find(plural).is_ok() => {
             let mut rest = vec![*plural];
             rest.extend_from_slice(tail);
             (decode(ns)?, rest)

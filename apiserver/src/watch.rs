@@ -104,7 +104,16 @@ pub(crate) async fn watch(app: &Arc<App>, call: &Call) -> Result<Answer, Failure
         deadline: Instant::now() + limit,
     };
     match begin {
-        Start::After(after) => app.at_least(after.min(app.cache.revision())).await?,
+        Start::After(after) => {
+            app.fresh().await?;
+            let current = app.cache.revision();
+            if after > current {
+                // Only a store that was replaced can be behind its clients: they must begin anew.
+                let text =
+                    format!("resource version {after} is from another store; the newest here is {current}");
+                return Ok(stream_answer(receive_one(error_event(&Failure::expired(text)))));
+            }
+        }
         Start::State { at_least: Some(r), .. } => app.at_least(r).await?,
         Start::State { at_least: None, .. } | Start::Now => app.fresh().await?,
     }

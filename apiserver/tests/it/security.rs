@@ -18,6 +18,9 @@ async fn nobody_gets_in_without_proof() {
     let bad = nobody.call("GET", "/version", &[("authorization", "Bearer nonsense")], "").await;
     assert_eq!(bad.refused(401), "Unauthorized");
 
+    let other = cluster.admin().call("GET", CM, &[("impersonate-user", "bob")], "").await;
+    assert_eq!(other.refused(403), "Forbidden");
+
     // A certificate of another authority does not even get through TLS.
     let other = Cluster::start().await;
     let stranger = cluster.client(Some(other.pki.client("admin", "system:masters").unwrap()));
@@ -104,4 +107,9 @@ async fn oversized_deep_and_odd_bodies() {
     admin.post(CM, &config_map("a")).await.ok();
     let many: Vec<_> = (0..10_001).map(|_| json!({"op": "test", "path": "/data/k", "value": "v"})).collect();
     assert_eq!(admin.patch(&format!("{CM}/a"), "json-patch+json", &json!(many)).await.code, 413);
+    // Each copy doubles the object.
+    let doubling: Vec<_> =
+        (0..40).map(|n| json!({"op": "copy", "from": "/data", "path": format!("/data/k{n}")})).collect();
+    let code = admin.patch(&format!("{CM}/a"), "json-patch+json", &json!(doubling)).await.code;
+    assert!((400..500).contains(&code), "{code}");
 }

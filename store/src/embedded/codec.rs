@@ -49,9 +49,9 @@ pub(crate) fn encode_record(record: &Record) -> Vec<u8> {
 }
 
 pub(crate) fn decode_record(raw: &[u8]) -> Option<Record> {
-    match raw.first()? {
-        &TOMBSTONE => Some(Record::Tombstone),
-        &PUT if raw.len() >= HEADER => Some(Record::Put {
+    match *raw.first()? {
+        TOMBSTONE => Some(Record::Tombstone),
+        PUT if raw.len() >= HEADER => Some(Record::Put {
             create_revision: number(&raw[1..9])?,
             version: number(&raw[9..17])?,
             value: Bytes::copy_from_slice(&raw[HEADER..]),
