@@ -16,4 +16,4 @@ if ! command -v go >/dev/null; then
 fi
 echo "clients: building ${wanted[*]##*/} (a few minutes, once)"
 mkdir -p "$dir"
-go build -buildvcs=false -trimpath -ldflags='-s -w' -o "$dir/" "${wanted[@]}"
+go build -buildvcs=false -trimpath -ldflags='-s -w -X k8s.io/component-base/version.gitVersion=v1.36.0' -o "$dir/" "${wanted[@]}"

@@ -18,7 +18,7 @@ if [ "$what" != unit ]; then
   scripts/clients.sh out/bin
   tests/images/build.sh out/images
   cargo build --package orlop
-  ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" \
+  RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0 ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" \
   ORLOP_TEST_IMAGES="$PWD/out/images" \
     cargo test --package tests -- --nocapture --test-threads=2
 fi

@@ -65,7 +65,7 @@ impl Node {
         for warning in network.status().await.warnings {
             warn!("{warning}");
         }
-        let server = cri_server::Config::new(config.paths.run.join("sandboxes"), config.paths.data.clone());
+        let server = cri_server::Config::new(config.paths.run.join("cri"), config.paths.data.clone());
         let cri = CriServer::new(runtime, images.clone(), network.clone(), server).await?;
         let listener = listen(&config.cri_socket)?;
         let admin = listen(&config.paths.admin_socket())?;

@@ -312,15 +312,29 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take()
-            && let Err(err) = daemon.start_kill()
-        {
-            eprintln!("kill the daemon of {}: {err}", self.netns);
+        if let Some(mut daemon) = self.daemon.take() {
+            end_now(&mut daemon);
         }
         if !self.ended {
             eprintln!("---- log of {} ----\n{}", self.netns, tail(&self.log_text(), 120));
         }
         clean_up(&self.options.binary, &self.root, &self.netns);
+    }
+}
+
+/// Kills the daemon and waits until it is gone, so that its lock is free.
+fn end_now(daemon: &mut Child) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pid = daemon.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Err(err) = daemon.start_kill() {
+        eprintln!("kill the daemon: {err}");
+    }
+    let Some(pidfd) = pidfd else { return };
+    let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
+    if let Err(err) = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)) {
+        eprintln!("wait for the daemon's end: {err}");
     }
 }
 

@@ -85,8 +85,8 @@ async fn what_is_not_supported_is_refused_in_words() -> anyhow::Result<()> {
     needs_root!();
     let node = Node::start().await?;
     node.import("busybox").await?;
-    let spec = "  volumes: [{name: n, nfs: {server: example.org, path: /}}]\n";
-    node.apply(&pod_with("nfs", IDLE, "      volumeMounts: [{name: n, mountPath: /n}]\n", spec)).await?;
+    let spec = "  volumes: [{name: share, nfs: {server: example.org, path: /}}]\n";
+    node.apply(&pod_with("nfs", IDLE, "      volumeMounts: [{name: share, mountPath: /n}]\n", spec)).await?;
     eventually("the refusal", || async {
         let described = node.kubectl(&["describe", "pod", "nfs"]).await?.ok()?;
         ensure!(described.contains("nfs") && described.contains("not supported"), "{described}");

@@ -54,7 +54,7 @@ async fn a_pod_by_hand() -> anyhow::Result<()> {
     let out = node.crictl(&["exec", &container, "echo", "hi"]).await?.ok()?;
     ensure!(out == "hi\n", "{out:?}");
     let out = node.crictl(&["exec", "--sync", &container, "echo", "hi"]).await?.ok()?;
-    ensure!(out == "hi\n", "{out:?}");
+    ensure!(out.trim() == "hi", "{out:?}");
     eventually("the log", || async {
         let log = node.crictl(&["logs", &container]).await?.ok()?;
         ensure!(log == "begin\n", "{log:?}");

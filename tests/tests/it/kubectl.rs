@@ -166,10 +166,10 @@ async fn changing_objects() -> anyhow::Result<()> {
     let left = node.kubectl(&["get", "configmap", "c", "-o", "jsonpath={.data}"]).await?.ok()?;
     ensure!(left == r#"{"n":"1"}"#, "{left}");
     let mut edit = node.kubectl_command(&["edit", "configmap", "c"]);
-    edit.env("EDITOR", "sed -i s/n:/edited:/");
+    edit.env("EDITOR", "sed -i s/\"1\"/\"2\"/");
     tests::run(edit, None).await?.ok()?;
     let left = node.kubectl(&["get", "configmap", "c", "-o", "jsonpath={.data}"]).await?.ok()?;
-    ensure!(left == r#"{"edited":"1"}"#, "{left}");
+    ensure!(left == r#"{"n":"2"}"#, "{left}");
     // Somebody else's change in between is not overwritten.
     let stale = node.kubectl(&["get", "configmap", "c", "-o", "yaml"]).await?.ok()?;
     node.kubectl(&["label", "configmap", "c", "colour=blue", "--overwrite"]).await?.ok()?;
