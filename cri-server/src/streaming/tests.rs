@@ -180,7 +180,7 @@ async fn a_command_over_spdy_has_streams_and_a_code() {
         }
         back = client.data.get(&stdout).map_or(0, Vec::len);
     }
-    client.to_end().await;
+    client.read_to_end().await;
     assert!(client.data[&stdout] == data, "what came back is what was sent");
     assert_eq!(client.data[&stderr], b"err\n");
     let status = status(&client.data[&error]);
@@ -195,7 +195,7 @@ async fn old_clients_get_text() {
     let error = client.open(&[("streamType", "error")]).await;
     client.open(&[("streamType", "stdout")]).await;
     client.open(&[("streamType", "stderr")]).await;
-    client.to_end().await;
+    client.read_to_end().await;
     let text = String::from_utf8_lossy(&client.data[&error]).into_owned();
     assert!(text.contains("/no/such"), "{text}");
 }

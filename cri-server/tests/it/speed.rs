@@ -19,14 +19,19 @@ async fn fifty_pods_are_quick() {
     in_world(5, async |world| {
         let client = world.up().await;
         let calls = Calls(&client);
-        let (mut starts, mut removals, mut sandboxes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut runs, mut creates, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut removals, mut sandboxes) = (Vec::new(), Vec::new());
         for number in 0..PODS {
             let config = pod(world, &format!("p{number}"));
             let mut sleeper = container("c", "");
             sleeper.command = vec!["sleep".into(), "1000".into()];
             let begin = Instant::now();
             let sandbox = calls.run(&config).await;
+            runs.push(begin.elapsed());
+            let begin = Instant::now();
             let id = calls.create(&sandbox, &config, &sleeper).await;
+            creates.push(begin.elapsed());
+            let begin = Instant::now();
             calls.start(&id).await;
             starts.push(begin.elapsed());
             sandboxes.push((sandbox, id));
@@ -54,8 +59,15 @@ async fn fifty_pods_are_quick() {
             calls.remove(sandbox).await;
             removals.push(begin.elapsed());
         }
-        let times =
-            [("start", starts), ("list", lists), ("status", statuses), ("exec", execs), ("remove", removals)];
+        let times = [
+            ("run", runs),
+            ("create", creates),
+            ("start", starts),
+            ("list", lists),
+            ("status", statuses),
+            ("exec", execs),
+            ("remove", removals),
+        ];
         for (what, times) in times {
             let middle = median(times);
             println!("{what}: {middle:?}");

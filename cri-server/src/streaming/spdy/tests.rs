@@ -94,7 +94,7 @@ impl<T: AsyncRead + AsyncWrite> Client<T> {
         tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it happens");
     }
 
-    pub async fn to_end(&mut self) {
+    pub async fn read_to_end(&mut self) {
         tokio::time::timeout(Duration::from_secs(10), async { while self.step().await {} })
             .await
             .expect("the server closes");
@@ -119,7 +119,7 @@ async fn a_stream_carries_bytes_both_ways() {
     stream.sink.finish().await.expect("sent");
     assert!(server.shared.open.lock().is_empty(), "both sides closed: forgotten");
     server.shared.out.send(Outgoing::End).await.ok();
-    client.to_end().await;
+    client.read_to_end().await;
     assert_eq!(client.replied, [id]);
     assert_eq!(client.data[&id].len(), 100_000);
     assert_eq!(client.closed, [id]);
