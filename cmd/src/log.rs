@@ -6,8 +6,16 @@ use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 /// Libraries that say more at `info` than an administrator wants to read.
-const QUIET: &[&str] =
-    &["hyper=warn", "kube_client=warn", "kube_runtime=error", "h2=warn", "tower=warn", "rustls=warn", "fjall=warn", "lsm_tree=warn"];
+const QUIET: &[&str] = &[
+    "hyper=warn",
+    "kube_client=warn",
+    "kube_runtime=error",
+    "h2=warn",
+    "tower=warn",
+    "rustls=warn",
+    "fjall=warn",
+    "lsm_tree=warn",
+];
 
 /// Starts logging to standard error. A daemon's lines carry the time; a command's lines only their text.
 ///

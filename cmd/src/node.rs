@@ -49,7 +49,11 @@ pub fn network_config(config: &NodeConfig) -> network::Config {
 
 /// The registries' settings for this node.
 pub fn registry_config(config: &NodeConfig) -> image::RegistryConfig {
-    image::RegistryConfig { hosts: Some(config.registry_config_dir.clone()), ..Default::default() }
+    image::RegistryConfig {
+        hosts: Some(config.registry_config_dir.clone()),
+        proxy: image::Proxy::from_env(),
+        ..Default::default()
+    }
 }
 
 impl Node {

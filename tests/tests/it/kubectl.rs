@@ -166,7 +166,7 @@ async fn changing_objects() -> anyhow::Result<()> {
     let left = node.kubectl(&["get", "configmap", "c", "-o", "jsonpath={.data}"]).await?.ok()?;
     ensure!(left == r#"{"n":"1"}"#, "{left}");
     let mut edit = node.kubectl_command(&["edit", "configmap", "c"]);
-    edit.env("EDITOR", "sed -i s/\"1\"/\"2\"/");
+    edit.env("EDITOR", r#"sed -i s/\"1\"/\"2\"/"#);
     tests::run(edit, None).await?.ok()?;
     let left = node.kubectl(&["get", "configmap", "c", "-o", "jsonpath={.data}"]).await?.ok()?;
     ensure!(left == r#"{"n":"2"}"#, "{left}");

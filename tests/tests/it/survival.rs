@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::{Node, binary, eventually, eventually_within, signal};
+use tests::{Node, binary, condition, eventually, eventually_within, signal};
 
 use crate::life::pid_of;
 use crate::manifests::{IDLE, pod};
@@ -184,7 +184,11 @@ async fn both_killed_at_once() -> anyhow::Result<()> {
     eventually_within("all pods to run", patience, || async {
         let after = census(&node).await?;
         ensure!(after.len() == before.len(), "{after:?}");
-        node.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=1s"]).await?.ok()
+        let list = node.kubectl(&["get", "pods", "-o", "json"]).await?.json()?;
+        let waiting = |pod: &&Value| condition(pod, "Ready") != Some("True");
+        let waiting = list["items"].as_array().into_iter().flatten().find(waiting).cloned();
+        ensure!(waiting.is_none(), "{waiting:?}");
+        Ok(())
     })
     .await?;
     let so_far = lines(&node).await?;
