@@ -60,14 +60,26 @@ const AGGREGATE: Duration = Duration::from_secs(600);
 
 impl Recorder {
     /// Starts the writer; without a client events are only logged.
-    pub fn start(client: Option<kube::Client>, node: String, clock: Clock, metrics: Arc<Metrics>) -> Recorder {
+    pub fn start(
+        client: Option<kube::Client>,
+        node: String,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Recorder {
         let (queue, told) = mpsc::channel(QUEUE);
         tokio::spawn(write_all(client, node, told, Arc::clone(&metrics)));
         Recorder { queue, clock, metrics }
     }
 
     /// Tells of something that happened to a pod, or to one container of it (`field_path`).
-    pub fn pod(&self, pod: &Pod, field_path: Option<String>, level: Level, reason: &'static str, message: impl Into<String>) {
+    pub fn pod(
+        &self,
+        pod: &Pod,
+        field_path: Option<String>,
+        level: Level,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         let meta = &pod.metadata;
         // A static pod is known to the apiserver by its mirror, which carries the hash as uid in references.
         let about = ObjectReference {
@@ -108,7 +120,12 @@ struct Written {
     last: Timestamp,
 }
 
-async fn write_all(client: Option<kube::Client>, node: String, mut told: mpsc::Receiver<Told>, metrics: Arc<Metrics>) {
+async fn write_all(
+    client: Option<kube::Client>,
+    node: String,
+    mut told: mpsc::Receiver<Told>,
+    metrics: Arc<Metrics>,
+) {
     let mut known: BTreeMap<String, Written> = BTreeMap::new();
     let mut serial = 0;
     while let Some(one) = told.recv().await {

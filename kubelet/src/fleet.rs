@@ -69,7 +69,8 @@ impl Fleet {
                         desired.refused = Some(too_many());
                     }
                     info!(pod = %key, "take care of the pod");
-                    let handle = task::start(Arc::clone(&self.shared), key.clone(), desired, self.shutdown.clone());
+                    let handle =
+                        task::start(Arc::clone(&self.shared), key.clone(), desired, self.shutdown.clone());
                     pods.insert(key.uid.clone(), (key, handle));
                 }
             }
@@ -137,7 +138,8 @@ impl Fleet {
             key.namespace == namespace && key.name == name && !handle.done.is_cancelled()
         });
         // While a deleted pod ends, its successor may have the same name already: the living one wins.
-        let (key, handle) = fitting.clone().find(|(_, h)| !h.desired.borrow().gone).or_else(|| fitting.next())?;
+        let (key, handle) =
+            fitting.clone().find(|(_, h)| !h.desired.borrow().gone).or_else(|| fitting.next())?;
         let mut pod = handle.desired.borrow().pod.as_ref().clone();
         pod.status = Some(handle.status.load().as_ref().clone());
         Some((key.clone(), pod))
@@ -180,7 +182,9 @@ fn desired(wanted: &Wanted) -> Vec<(PodKey, Desired)> {
 }
 
 fn same_object(a: &Arc<Pod>, b: &Arc<Pod>) -> bool {
-    Arc::ptr_eq(a, b) || (a.metadata.resource_version.is_some() && a.metadata.resource_version == b.metadata.resource_version)
+    Arc::ptr_eq(a, b)
+        || (a.metadata.resource_version.is_some()
+            && a.metadata.resource_version == b.metadata.resource_version)
         || (a.metadata.resource_version.is_none() && a == b)
 }
 
@@ -213,7 +217,10 @@ fn orphan(sandbox: &cri::PodSandbox, containers: &[cri::Container]) -> Option<Po
         },
         spec: Some(PodSpec {
             containers: specs.into_values().collect(),
-            termination_grace_period_seconds: sandbox.annotations.get(labels::TERMINATION_GRACE).and_then(|s| s.parse().ok()),
+            termination_grace_period_seconds: sandbox
+                .annotations
+                .get(labels::TERMINATION_GRACE)
+                .and_then(|s| s.parse().ok()),
             ..PodSpec::default()
         }),
         status: None,

@@ -68,7 +68,11 @@ pub struct Kubelet {
 
 impl Kubelet {
     /// Takes the port, makes the directories, asks the runtime who it is. Nothing of a pod is touched yet.
-    pub async fn new(config: Config, client: Option<kube::Client>, cri: Arc<dyn Cri>) -> Result<Kubelet, StartError> {
+    pub async fn new(
+        config: Config,
+        client: Option<kube::Client>,
+        cri: Arc<dyn Cri>,
+    ) -> Result<Kubelet, StartError> {
         let clock = Clock::Wall;
         if client.is_none() && config.manifests_dir.is_none() {
             return Err(StartError::NoSource);

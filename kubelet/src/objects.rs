@@ -60,7 +60,12 @@ enum Cached {
 impl Objects {
     /// An empty set.
     pub fn new(client: Option<kube::Client>) -> Objects {
-        let inner = Inner { client, watched: Mutex::default(), files: Mutex::default(), version: watch::Sender::new(0) };
+        let inner = Inner {
+            client,
+            watched: Mutex::default(),
+            files: Mutex::default(),
+            version: watch::Sender::new(0),
+        };
         Objects { inner: Arc::new(inner) }
     }
 
@@ -98,10 +103,12 @@ impl Objects {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", name.name));
         let stop = CancellationToken::new();
         let (cache, mut changed) = if name.secret {
-            let cache = client::Cache::start(kube::Api::namespaced(client, &name.namespace), config, stop.clone());
+            let cache =
+                client::Cache::start(kube::Api::namespaced(client, &name.namespace), config, stop.clone());
             (Cached::Secret(cache.clone()), cache.changed())
         } else {
-            let cache = client::Cache::start(kube::Api::namespaced(client, &name.namespace), config, stop.clone());
+            let cache =
+                client::Cache::start(kube::Api::namespaced(client, &name.namespace), config, stop.clone());
             (Cached::Map(cache.clone()), cache.changed())
         };
         let (inner, token) = (Arc::clone(&self.inner), stop.clone());

@@ -96,12 +96,18 @@ fn quote(text: &str) -> String {
 }
 
 /// Value of a `resourceFieldRef` about `container`, in units of the divisor, rounded up.
-pub fn resource(container: &Container, node: &NodeFacts, selector: &ResourceFieldSelector) -> Result<String, String> {
+pub fn resource(
+    container: &Container,
+    node: &NodeFacts,
+    selector: &ResourceFieldSelector,
+) -> Result<String, String> {
     let what = selector.resource.as_str();
-    let (side, kind) = what.split_once('.').ok_or_else(|| format!("unsupported container resource: {what}"))?;
+    let (side, kind) =
+        what.split_once('.').ok_or_else(|| format!("unsupported container resource: {what}"))?;
     let resources = container.resources.as_ref();
     let of = |list: Option<&BTreeMap<String, _>>| {
-        list.and_then(|l| l.get(kind)).and_then(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| quantity::milli(&q.0))
+        list.and_then(|l| l.get(kind))
+            .and_then(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| quantity::milli(&q.0))
     };
     let limit = of(resources.and_then(|r| r.limits.as_ref())).filter(|l| *l > 0);
     let default = match kind {
@@ -116,6 +122,7 @@ pub fn resource(container: &Container, node: &NodeFacts, selector: &ResourceFiel
         "requests" => of(resources.and_then(|r| r.requests.as_ref())).unwrap_or(0),
         _ => return Err(format!("unsupported container resource: {what}")),
     };
-    let divisor = selector.divisor.as_ref().and_then(|d| quantity::milli(&d.0)).filter(|d| *d > 0).unwrap_or(1000);
+    let divisor =
+        selector.divisor.as_ref().and_then(|d| quantity::milli(&d.0)).filter(|d| *d > 0).unwrap_or(1000);
     Ok(((amount + divisor - 1) / divisor).to_string())
 }

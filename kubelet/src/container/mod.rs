@@ -57,7 +57,7 @@ pub fn config(w: Wanted<'_>) -> Result<cri::ContainerConfig, String> {
         envs: w
             .env
             .iter()
-            .map(|(key, value)| cri::KeyValue { key: key.clone(), value: value.clone().into() })
+            .map(|(key, value)| cri::KeyValue { key: key.clone(), value: value.clone() })
             .collect(),
         mounts: w.mounts,
         labels: container_labels(w.pod, w.spec),

@@ -2,7 +2,7 @@
 
 use cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, Pod, PodSecurityContext, SecurityContext, SeccompProfile,
+    Capabilities, Container, Pod, PodSecurityContext, SeccompProfile, SecurityContext,
 };
 
 use std::path::Path;
@@ -11,8 +11,17 @@ use crate::pod::view;
 
 /// Paths hidden from containers unless `procMount: Unmasked`.
 const MASKED: &[&str] = &[
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
 
@@ -73,7 +82,8 @@ pub fn container(
     }
     let privileged = own.privileged.unwrap_or(false);
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked") || privileged;
-    let paths = |list: &[&str]| if unmasked { Vec::new() } else { list.iter().map(|p| p.to_string()).collect() };
+    let paths =
+        |list: &[&str]| if unmasked { Vec::new() } else { list.iter().map(|p| p.to_string()).collect() };
     let (run_as_user, run_as_username) = match (user, image_user) {
         (Some(value), _) | (None, &ImageUser::Uid(value)) => (Some(cri::Int64Value { value }), String::new()),
         (None, ImageUser::Name(name)) => (None, name.clone()),

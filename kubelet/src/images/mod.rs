@@ -56,7 +56,9 @@ pub async fn ensure(
         shared.events.pod(pod, Some(member.field_path()), level, reason, text);
     };
     if let Err(why) = check_name(&image) {
-        let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": {why}");
+        let message = format!(
+            "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": {why}"
+        );
         event(Level::Warning, "InspectFailed", message.clone());
         return Err(NotReady { reason: "InvalidImageName", message });
     }
@@ -115,7 +117,8 @@ impl<T: Lookup + Send + Sync> LookupSync for T {}
 
 async fn status(shared: &Shared, image: &str) -> Result<Option<cri::Image>, tonic::Status> {
     let spec = cri::ImageSpec { image: image.into(), ..Default::default() };
-    let answer = shared.cri.image_status(cri::ImageStatusRequest { image: Some(spec), verbose: false }).await?;
+    let answer =
+        shared.cri.image_status(cri::ImageStatusRequest { image: Some(spec), verbose: false }).await?;
     Ok(answer.image.filter(|i| !i.id.is_empty()))
 }
 
@@ -193,7 +196,9 @@ fn check_name(image: &str) -> Result<(), &'static str> {
     };
     let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let component = |part: &str| {
-        part.starts_with(lower) && part.ends_with(lower) && part.chars().all(|c| lower(c) || "._-".contains(c))
+        part.starts_with(lower)
+            && part.ends_with(lower)
+            && part.chars().all(|c| lower(c) || "._-".contains(c))
     };
     if path.chars().any(|c| c.is_ascii_uppercase()) && registry.is_none_or(|r| !r.is_empty()) {
         return Err("repository name must be lowercase");
@@ -204,9 +209,11 @@ fn check_name(image: &str) -> Result<(), &'static str> {
             && tag.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
             && !tag.starts_with(['.', '-'])
     };
-    let digest_fine = |d: &str| d.split_once(':').is_some_and(|(alg, hex)| {
-        !alg.is_empty() && hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit())
-    });
+    let digest_fine = |d: &str| {
+        d.split_once(':').is_some_and(|(alg, hex)| {
+            !alg.is_empty() && hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit())
+        })
+    };
     let fine = path.split('/').all(component) && tag.is_none_or(tag_fine) && digest.is_none_or(digest_fine);
     if fine { Ok(()) } else { Err("invalid reference format") }
 }
@@ -217,7 +224,14 @@ mod tests {
 
     #[test]
     fn bad_names_are_told_from_good_ones() {
-        for good in ["nginx", "nginx:1.2", "a.b:5000/c/d:t", "localhost/x", "x@sha256:0123456789abcdef0123456789abcdef", "a/b_c-d"] {
+        for good in [
+            "nginx",
+            "nginx:1.2",
+            "a.b:5000/c/d:t",
+            "localhost/x",
+            "x@sha256:0123456789abcdef0123456789abcdef",
+            "a/b_c-d",
+        ] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
         for bad in ["", "NGINX", "a b", "a:", "a//b", "a@sha256:zz", "-a", "a:b:c d", "/a"] {

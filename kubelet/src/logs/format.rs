@@ -28,7 +28,12 @@ pub fn parse(line: &[u8]) -> Option<Record<'_>> {
     };
     let tag = parts.next()?;
     let partial = tag.split(|b| *b == b':').next()? == b"P";
-    Some(Record { time: (time.into(), time.parse().ok()?), stderr, partial, text: parts.next().unwrap_or_default() })
+    Some(Record {
+        time: (time.into(), time.parse().ok()?),
+        stderr,
+        partial,
+        text: parts.next().unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]

@@ -22,9 +22,7 @@ pub fn run(config: &Config, key: &PodKey, container: &str, attempt: u32) -> Path
 /// Links the log under the name that log collectors look for.
 pub fn link(config: &Config, key: &PodKey, container: &str, attempt: u32, id: &str) -> io::Result<()> {
     fs::create_dir_all(&config.container_logs_dir)?;
-    let link = config
-        .container_logs_dir
-        .join(format!("{}_{}_{container}-{id}.log", key.name, key.namespace));
+    let link = config.container_logs_dir.join(format!("{}_{}_{container}-{id}.log", key.name, key.namespace));
     remove_file(&link)?;
     symlink(run(config, key, container, attempt), link)
 }
@@ -41,7 +39,9 @@ pub fn remove_run(config: &Config, key: &PodKey, c: &Seen) -> io::Result<()> {
             }
         }
     }
-    remove_file(&config.container_logs_dir.join(format!("{}_{}_{}-{}.log", key.name, key.namespace, c.name, c.id)))
+    remove_file(
+        &config.container_logs_dir.join(format!("{}_{}_{}-{}.log", key.name, key.namespace, c.name, c.id)),
+    )
 }
 
 /// Removes all logs of a pod.

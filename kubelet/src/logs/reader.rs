@@ -95,12 +95,18 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
         Err(rustix::io::Errno::LOOP) => {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is a symbolic link: refused", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("{} is a symbolic link: refused", path.display()),
+            ));
         }
         Err(err) => return Err(err.into()),
     };
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{} is not a regular file: refused", path.display())));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{} is not a regular file: refused", path.display()),
+        ));
     }
     Ok(file)
 }
@@ -265,4 +271,56 @@ fn step(record: &[u8], at: u64, lines: usize, found: &mut usize, offset: &mut u6
 pub fn watch(path: &Path) -> io::Result<Inotify> {
     let dir = path.parent().unwrap_or(path);
     Inotify::new(dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(path: &Path, options: Options) -> String {
+        let mut log = Log::open(path, &options).expect("open");
+        let (mut writer, mut out) = (Writer::new(options), Vec::new());
+        while let Some(line) = log.next().expect("read") {
+            writer.line(&line, &mut out);
+        }
+        String::from_utf8(out).expect("utf-8")
+    }
+
+    #[test]
+    fn tails_reach_into_rotated_parts_and_partial_lines_count_once() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("0.log");
+        let t = "2026-11-21T09:00:0";
+        fs::write(
+            dir.path().join("0.log.20261121-090000"),
+            format!("{t}1Z stdout F one\n{t}2Z stderr F two\n"),
+        )
+        .expect("write");
+        fs::write(
+            &path,
+            format!("{t}3Z stdout P th\n{t}3Z stdout F ree\n{t}4Z stdout F four\n{t}5Z stdout F unfin"),
+        )
+        .expect("write");
+        let all = Options::default();
+        assert_eq!(read(&path, all.clone()), "one\ntwo\nthree\nfour\n");
+        assert_eq!(read(&path, Options { tail: Some(4), ..all.clone() }), "two\nthree\nfour\n");
+        assert_eq!(read(&path, Options { tail: Some(0), ..all.clone() }), "");
+        assert_eq!(read(&path, Options { limit: Some(5), ..all.clone() }), "one\nt");
+        assert_eq!(read(&path, Options { only_stderr: Some(true), ..all.clone() }), "two\n");
+        assert_eq!(
+            read(&path, Options { timestamps: true, tail: Some(3), ..all.clone() }),
+            format!("{t}3Z three\n{t}4Z four\n")
+        );
+        let since = Some("2026-11-21T09:00:04Z".parse().expect("a time"));
+        assert_eq!(read(&path, Options { since, ..all }), "four\n");
+    }
+
+    #[test]
+    fn links_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("0.log");
+        std::os::unix::fs::symlink("/etc/passwd", &path).expect("link");
+        let err = Log::open(&path, &Options::default()).err().expect("refused");
+        assert_eq!(err.kind(), io::ErrorKind::PermissionDenied);
+    }
 }

@@ -29,8 +29,12 @@ pub async fn rotate_all(shared: &Arc<Shared>) {
     for container in list {
         let request = cri::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
         let Ok(answer) = shared.cri.container_status(request).await else { continue }; // Gone meanwhile.
-        let Some(path) = answer.status.map(|s| PathBuf::from(s.log_path)).filter(|p| p.is_absolute()) else { continue };
-        if !fs::symlink_metadata(&path).is_ok_and(|m| m.is_file() && m.len() > shared.config.container_log_max_size) {
+        let Some(path) = answer.status.map(|s| PathBuf::from(s.log_path)).filter(|p| p.is_absolute()) else {
+            continue;
+        };
+        if !fs::symlink_metadata(&path)
+            .is_ok_and(|m| m.is_file() && m.len() > shared.config.container_log_max_size)
+        {
             continue;
         }
         match rotate(shared, &container.id, &path).await {

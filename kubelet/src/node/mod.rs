@@ -7,6 +7,7 @@
 pub mod facts;
 mod object;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,7 +75,13 @@ async fn status_loop(shared: &Shared, nodes: &Api<Node>, machine: &Machine, port
         let pressure = pressure(shared);
         let before = match &written {
             Some((status, _)) => status.clone(),
-            None => nodes.get_opt(&shared.config.node_name).await.ok().flatten().and_then(|n| n.status).unwrap_or_default(),
+            None => nodes
+                .get_opt(&shared.config.node_name)
+                .await
+                .ok()
+                .flatten()
+                .and_then(|n| n.status)
+                .unwrap_or_default(),
         };
         let status = object::status(&shared.config, machine, &runtime, &pressure, port, &before, now);
         let old = written.as_ref().is_none_or(|(_, at)| {
@@ -85,7 +92,12 @@ async fn status_loop(shared: &Shared, nodes: &Api<Node>, machine: &Machine, port
             match write(shared, nodes, &status).await {
                 Ok(()) => {
                     if written.is_none() {
-                        shared.events.node(&shared.config.node_name, Level::Normal, "Starting", "Starting kubelet.");
+                        shared.events.node(
+                            &shared.config.node_name,
+                            Level::Normal,
+                            "Starting",
+                            "Starting kubelet.",
+                        );
                     }
                     patience.reset();
                     written = Some((status, now));
@@ -123,8 +135,9 @@ async fn runtime(shared: &Shared) -> Runtime {
         Ok(v) => runtime.version = format!("{}://{}", v.runtime_name, v.runtime_version),
         Err(err) => runtime.not_ready = Some(format!("container runtime is down: {}", err.message())),
     }
-    match shared.cri.status(cri::StatusRequest { verbose: false }).await {
+    match shared.cri.status(cri::StatusRequest { verbose: true }).await {
         Ok(answer) => {
+            runtime.unenforced = unenforced(&answer.info);
             let mut missing = Vec::new();
             for c in answer.status.map(|s| s.conditions).unwrap_or_default() {
                 match c.r#type.as_str() {
@@ -134,11 +147,6 @@ async fn runtime(shared: &Shared) -> Runtime {
                         c.reason,
                         c.message
                     )),
-                    "RuntimeReady" | "NetworkReady" => {}
-                    // Anything else a runtime reports as not holding is something it cannot enforce.
-                    other if !c.status => {
-                        runtime.limits.push((format!("{other}Limited"), reason(&c.reason, other), c.message));
-                    }
                     _ => {}
                 }
             }
@@ -164,8 +172,11 @@ async fn runtime(shared: &Shared) -> Runtime {
     runtime
 }
 
-fn reason(given: &str, kind: &str) -> String {
-    if given.is_empty() { format!("{kind}NotEnforced") } else { given.into() }
+/// What our runtime says it cannot enforce here; another runtime says nothing of that kind.
+fn unenforced(info: &BTreeMap<String, String>) -> Option<Vec<String>> {
+    let capabilities: Value = serde_json::from_str(info.get("capabilities")?).ok()?;
+    let sentences = capabilities.get("statements")?.as_array()?;
+    Some(sentences.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
 /// The usual hard-eviction thresholds: 100 MiB of memory, 10 % of the disk; process ids by the kernel's limit.
@@ -215,7 +226,11 @@ async fn renew(shared: &Shared, leases: &Api<Lease>, uid: &str) -> Result<(), ku
         ..OwnerReference::default()
     };
     let lease = Lease {
-        metadata: ObjectMeta { name: Some(name.clone()), owner_references: Some(vec![owner]), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
         spec: Some(LeaseSpec {
             holder_identity: Some(name.clone()),
             lease_duration_seconds: i32::try_from(shared.config.node_lease_duration.as_secs()).ok(),

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
+    NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -22,8 +23,8 @@ pub struct Runtime {
     pub version: String,
     /// It can run pods; else why not.
     pub not_ready: Option<String>,
-    /// What it cannot enforce on this machine: condition type, reason, message.
-    pub limits: Vec<(String, String, String)>,
+    /// What it cannot enforce on this machine, a sentence each; `None` if it doesn't tell.
+    pub unenforced: Option<Vec<String>>,
     /// Images it has.
     pub images: Vec<ContainerImage>,
 }
@@ -45,7 +46,10 @@ pub fn fresh(config: &Config, machine: &Machine) -> Node {
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
             labels: Some(labels(config, machine)),
-            annotations: Some([("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())].into()),
+            annotations: Some(
+                [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())]
+                    .into(),
+            ),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
@@ -135,7 +139,12 @@ fn allocatable(config: &Config, capacity: &BTreeMap<String, Quantity>) -> BTreeM
     left
 }
 
-fn conditions(runtime: &Runtime, pressure: &Pressure, before: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
+fn conditions(
+    runtime: &Runtime,
+    pressure: &Pressure,
+    before: &NodeStatus,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
     let word = |bad: bool, kind: &str, yes: (&str, &str), no: (&str, &str)| {
         let (reason, message) = if bad { yes } else { no };
         (kind.to_owned(), bad, reason.to_owned(), message.to_owned())
@@ -164,8 +173,10 @@ fn conditions(runtime: &Runtime, pressure: &Pressure, before: &NodeStatus, now: 
         None => ("Ready".into(), true, "KubeletReady".into(), "kubelet is posting ready status".into()),
         Some(why) => ("Ready".into(), false, "KubeletNotReady".into(), why.clone()),
     });
-    for (kind, reason, message) in &runtime.limits {
-        words.push((kind.clone(), true, reason.clone(), message.clone()));
+    if let Some(sentences) = &runtime.unenforced {
+        let all = ("EverythingEnforced", "everything a pod can ask for is enforced");
+        let text = sentences.join("; ");
+        words.push(word(!sentences.is_empty(), "LimitsNotEnforced", ("NotEnforced", &text), all));
     }
     let old = before.conditions.as_deref().unwrap_or_default();
     words

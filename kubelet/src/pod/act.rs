@@ -84,7 +84,8 @@ impl Work {
             let mut held = self.tokens.lock().await; // An async lock: one request at a time per pod.
             let now = self.shared.clock.now();
             held.renew(self.shared.client.as_ref(), &self.key, wishes.clone(), now).await.map_err(|err| {
-                let holds = |v: &&k8s_openapi::api::core::v1::Volume| !payload::wishes(&self.pod, v).is_empty();
+                let holds =
+                    |v: &&k8s_openapi::api::core::v1::Volume| !payload::wishes(&self.pod, v).is_empty();
                 let name = volumes.iter().find(holds).map(|v| v.name.clone()).unwrap_or_default();
                 let why = client::describe(&err);
                 failed("FailedMount", volumes::SetUpError { volume: name, why }.to_string())
@@ -94,9 +95,11 @@ impl Work {
         let (work, now) = (self.clone(), self.shared.clock.now());
         blocking(move || {
             let dir = work.shared.pod_dir(&work.key);
-            volumes::make_pod_dir(&dir).map_err(|err| failed("FailedMount", format!("make pod directory: {err}")))?;
+            volumes::make_pod_dir(&dir)
+                .map_err(|err| failed("FailedMount", format!("make pod directory: {err}")))?;
             let node = work.shared.facts(work.pod_ips());
-            let inputs = payload::Inputs { pod: &work.pod, objects: work.held.as_ref(), node: &node, tokens: &tokens };
+            let inputs =
+                payload::Inputs { pod: &work.pod, objects: work.held.as_ref(), node: &node, tokens: &tokens };
             volumes::set_up(&dir, &inputs, now).map_err(|err| failed("FailedMount", err.to_string()))
         })
         .await
@@ -127,7 +130,10 @@ impl Work {
     pub async fn sandbox_config(&self, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
         let resolv = tokio::fs::read_to_string(&self.shared.config.resolv_conf).await.unwrap_or_default();
         let (config, lacks) = sandbox::config(&self.shared.config, &self.pod, &self.key, attempt, &resolv)?;
-        if lacks && attempt == 0 && view::spec(&self.pod).dns_policy.as_deref() == Some("ClusterFirstWithHostNet") {
+        if lacks
+            && attempt == 0
+            && view::spec(&self.pod).dns_policy.as_deref() == Some("ClusterFirstWithHostNet")
+        {
             info!(pod = %self.key, "no cluster DNS is configured: the pod gets the node's resolver");
         }
         Ok(config)
@@ -164,7 +170,9 @@ impl Work {
         if same {
             return Ok(());
         }
-        tokio::fs::write(&path, content).await.map_err(|err| failed("FailedMount", format!("write etc-hosts: {err}")))
+        tokio::fs::write(&path, content)
+            .await
+            .map_err(|err| failed("FailedMount", format!("write etc-hosts: {err}")))
     }
 
     /// Stops all sandboxes.
@@ -184,7 +192,10 @@ impl Work {
     /// Unmounts and removes the pod's files.
     pub async fn release(&self) -> Result<(), Failed> {
         let dir = self.shared.pod_dir(&self.key);
-        blocking(move || volumes::tear_down(&dir).map_err(|err| failed("FailedUnMount", format!("remove volumes: {err}")))).await
+        blocking(move || {
+            volumes::tear_down(&dir).map_err(|err| failed("FailedUnMount", format!("remove volumes: {err}")))
+        })
+        .await
     }
 
     /// Removes everything of the pod: each part is tried, the first failure is returned.
@@ -204,7 +215,11 @@ impl Work {
             result = self.release().await;
         }
         let (config, key) = (self.shared.config.clone(), self.key.clone());
-        let removed = blocking(move || logs::paths::remove_pod(&config, &key).map_err(|err| failed("FailedKillPod", format!("remove logs: {err}")))).await;
+        let removed = blocking(move || {
+            logs::paths::remove_pod(&config, &key)
+                .map_err(|err| failed("FailedKillPod", format!("remove logs: {err}")))
+        })
+        .await;
         result.and(removed)
     }
 
@@ -214,7 +229,10 @@ impl Work {
         let api: Api<Pod> = Api::namespaced(client.clone(), &self.key.namespace);
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(self.key.uid.to_string()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(self.key.uid.to_string()),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         match api.delete(&self.key.name, &params).await {
@@ -232,11 +250,16 @@ impl Work {
     /// Removes one ended container with its log.
     pub async fn remove(&self, id: &str) -> Result<(), Failed> {
         let request = cri::RemoveContainerRequest { container_id: id.into() };
-        self.shared.cri.remove_container(request).await.map_err(|err| failed("RemoveContainer", text(&err)))?;
+        self.shared
+            .cri
+            .remove_container(request)
+            .await
+            .map_err(|err| failed("RemoveContainer", text(&err)))?;
         if let Some(c) = self.seen.containers.iter().find(|c| c.id == id) {
             let (config, key, c) = (self.shared.config.clone(), self.key.clone(), c.clone());
             blocking(move || {
-                logs::paths::remove_run(&config, &key, &c).map_err(|err| failed("RemoveContainer", err.to_string()))
+                logs::paths::remove_run(&config, &key, &c)
+                    .map_err(|err| failed("RemoveContainer", err.to_string()))
             })
             .await?;
         }
@@ -246,7 +269,11 @@ impl Work {
     /// Removes one empty sandbox.
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), Failed> {
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.into() };
-        self.shared.cri.remove_pod_sandbox(request).await.map_err(|err| failed("RemoveSandbox", text(&err)))?;
+        self.shared
+            .cri
+            .remove_pod_sandbox(request)
+            .await
+            .map_err(|err| failed("RemoveSandbox", text(&err)))?;
         Ok(())
     }
 }

@@ -16,31 +16,119 @@ const UNSUPPORTED: &str = "UnsupportedPodFeature";
 type Row<T> = (&'static str, fn(&T) -> bool, &'static str);
 
 const OF_POD: &[Row<PodSpec>] = &[
-    ("spec.runtimeClassName", |s| s.runtime_class_name.as_deref().is_some_and(|n| !n.is_empty()), "remove it: only the built-in runtime is there"),
-    ("spec.hostUsers: false", |s| s.host_users == Some(false), "remove it: user namespaces are not supported yet"),
-    ("spec.resourceClaims", |s| !s.resource_claims.as_deref().unwrap_or_default().is_empty(), "remove them: dynamic resource allocation is not supported"),
-    ("spec.ephemeralContainers", |s| !s.ephemeral_containers.as_deref().unwrap_or_default().is_empty(), "use a container or kubectl exec"),
-    ("spec.overhead", |s| s.overhead.as_ref().is_some_and(|o| !o.is_empty()), "remove it: it belongs to runtime classes"),
-    ("spec.os.name: windows", |s| s.os.as_ref().is_some_and(|o| o.name == "windows"), "run it on a Windows node"),
-    ("spec.securityContext.seLinuxOptions", |s| s.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some()), "remove it: SELinux labels are not applied"),
-    ("spec.securityContext.appArmorProfile", |s| s.security_context.as_ref().and_then(|c| c.app_armor_profile.as_ref()).is_some_and(|p| p.type_ != "Unconfined"), "use type Unconfined or remove it"),
-    ("spec.securityContext.windowsOptions", |s| s.security_context.as_ref().is_some_and(|c| c.windows_options.is_some()), "run it on a Windows node"),
+    (
+        "spec.runtimeClassName",
+        |s| s.runtime_class_name.as_deref().is_some_and(|n| !n.is_empty()),
+        "remove it: only the built-in runtime is there",
+    ),
+    (
+        "spec.hostUsers: false",
+        |s| s.host_users == Some(false),
+        "remove it: user namespaces are not supported yet",
+    ),
+    (
+        "spec.resourceClaims",
+        |s| !s.resource_claims.as_deref().unwrap_or_default().is_empty(),
+        "remove them: dynamic resource allocation is not supported",
+    ),
+    (
+        "spec.ephemeralContainers",
+        |s| !s.ephemeral_containers.as_deref().unwrap_or_default().is_empty(),
+        "use a container or kubectl exec",
+    ),
+    (
+        "spec.overhead",
+        |s| s.overhead.as_ref().is_some_and(|o| !o.is_empty()),
+        "remove it: it belongs to runtime classes",
+    ),
+    (
+        "spec.os.name: windows",
+        |s| s.os.as_ref().is_some_and(|o| o.name == "windows"),
+        "run it on a Windows node",
+    ),
+    (
+        "spec.securityContext.seLinuxOptions",
+        |s| s.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some()),
+        "remove it: SELinux labels are not applied",
+    ),
+    (
+        "spec.securityContext.appArmorProfile",
+        |s| {
+            s.security_context
+                .as_ref()
+                .and_then(|c| c.app_armor_profile.as_ref())
+                .is_some_and(|p| p.type_ != "Unconfined")
+        },
+        "use type Unconfined or remove it",
+    ),
+    (
+        "spec.securityContext.windowsOptions",
+        |s| s.security_context.as_ref().is_some_and(|c| c.windows_options.is_some()),
+        "run it on a Windows node",
+    ),
 ];
 
 const OF_CONTAINER: &[Row<Container>] = &[
-    ("volumeDevices", |c| !c.volume_devices.as_deref().unwrap_or_default().is_empty(), "use volumeMounts: block volumes are not supported"),
-    ("restartPolicyRules", |c| !c.restart_policy_rules.as_deref().unwrap_or_default().is_empty(), "use restartPolicy"),
-    ("resources.claims", |c| c.resources.as_ref().is_some_and(|r| !r.claims.as_deref().unwrap_or_default().is_empty()), "remove them: dynamic resource allocation is not supported"),
-    ("securityContext.seLinuxOptions", |c| c.security_context.as_ref().is_some_and(|s| s.se_linux_options.is_some()), "remove it: SELinux labels are not applied"),
-    ("securityContext.appArmorProfile", |c| c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref()).is_some_and(|p| p.type_ != "Unconfined"), "use type Unconfined or remove it"),
-    ("securityContext.windowsOptions", |c| c.security_context.as_ref().is_some_and(|s| s.windows_options.is_some()), "run it on a Windows node"),
+    (
+        "volumeDevices",
+        |c| !c.volume_devices.as_deref().unwrap_or_default().is_empty(),
+        "use volumeMounts: block volumes are not supported",
+    ),
+    (
+        "restartPolicyRules",
+        |c| !c.restart_policy_rules.as_deref().unwrap_or_default().is_empty(),
+        "use restartPolicy",
+    ),
+    (
+        "resources.claims",
+        |c| c.resources.as_ref().is_some_and(|r| !r.claims.as_deref().unwrap_or_default().is_empty()),
+        "remove them: dynamic resource allocation is not supported",
+    ),
+    (
+        "securityContext.seLinuxOptions",
+        |c| c.security_context.as_ref().is_some_and(|s| s.se_linux_options.is_some()),
+        "remove it: SELinux labels are not applied",
+    ),
+    (
+        "securityContext.appArmorProfile",
+        |c| {
+            c.security_context
+                .as_ref()
+                .and_then(|s| s.app_armor_profile.as_ref())
+                .is_some_and(|p| p.type_ != "Unconfined")
+        },
+        "use type Unconfined or remove it",
+    ),
+    (
+        "securityContext.windowsOptions",
+        |c| c.security_context.as_ref().is_some_and(|s| s.windows_options.is_some()),
+        "run it on a Windows node",
+    ),
     ("resources.limits of extended resources", extended, "remove them: device plugins are not supported"),
-    ("env valueFrom.fileKeyRef", |c| c.env.iter().flatten().any(|e| e.value_from.as_ref().is_some_and(|v| v.file_key_ref.is_some())), "use configMapKeyRef or secretKeyRef"),
-    ("lifecycle tcpSocket", |c| c.lifecycle.as_ref().is_some_and(|l| [&l.post_start, &l.pre_stop].iter().any(|h| h.as_ref().is_some_and(|h| h.tcp_socket.is_some()))), "use exec, httpGet or sleep"),
+    (
+        "env valueFrom.fileKeyRef",
+        |c| c.env.iter().flatten().any(|e| e.value_from.as_ref().is_some_and(|v| v.file_key_ref.is_some())),
+        "use configMapKeyRef or secretKeyRef",
+    ),
+    (
+        "lifecycle tcpSocket",
+        |c| {
+            c.lifecycle.as_ref().is_some_and(|l| {
+                [&l.post_start, &l.pre_stop]
+                    .iter()
+                    .any(|h| h.as_ref().is_some_and(|h| h.tcp_socket.is_some()))
+            })
+        },
+        "use exec, httpGet or sleep",
+    ),
 ];
 
 const OF_VOLUME: &[Row<Volume>] = &[
-    ("persistentVolumeClaim", |v| v.persistent_volume_claim.is_some(), "use hostPath or emptyDir: persistent volumes are not supported yet"),
+    (
+        "persistentVolumeClaim",
+        |v| v.persistent_volume_claim.is_some(),
+        "use hostPath or emptyDir: persistent volumes are not supported yet",
+    ),
     ("ephemeral", |v| v.ephemeral.is_some(), "use emptyDir"),
     ("csi", |v| v.csi.is_some(), "CSI drivers are not supported yet"),
     ("image", |v| v.image.is_some(), "image volumes are not supported yet"),
@@ -48,17 +136,44 @@ const OF_VOLUME: &[Row<Volume>] = &[
     ("iscsi", |v| v.iscsi.is_some(), "mount it on the node and use hostPath"),
     ("fc", |v| v.fc.is_some(), "mount it on the node and use hostPath"),
     ("gitRepo", |v| v.git_repo.is_some(), "clone in an init container: gitRepo volumes are not secure"),
-    ("emptyDir.medium: HugePages", |v| v.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages")), "use medium Memory"),
-    ("projected clusterTrustBundle", |v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()).any(|s| s.cluster_trust_bundle.is_some()), "use a configMap source"),
-    ("projected podCertificate", |v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()).any(|s| s.pod_certificate.is_some()), "use a secret source"),
+    (
+        "emptyDir.medium: HugePages",
+        |v| {
+            v.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages"))
+        },
+        "use medium Memory",
+    ),
+    (
+        "projected clusterTrustBundle",
+        |v| {
+            v.projected
+                .iter()
+                .flat_map(|p| p.sources.iter().flatten())
+                .any(|s| s.cluster_trust_bundle.is_some())
+        },
+        "use a configMap source",
+    ),
+    (
+        "projected podCertificate",
+        |v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()).any(|s| s.pod_certificate.is_some()),
+        "use a secret source",
+    ),
 ];
 
 /// Sysctls that any pod may set: they are namespaced and harm nobody else.
 const SAFE_SYSCTLS: &[&str] = &[
-    "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
 ];
 
 /// `Err` with how the pod is to fail.
@@ -90,7 +205,10 @@ pub fn check(config: &Config, pod: &Pod) -> Result<(), Ended> {
             }
         }
         if crate::volumes::host_path_of(std::path::Path::new("/"), volume).is_none() {
-            return refuse(format!("the source of volume \"{}\"", volume.name), "use one of emptyDir, hostPath, configMap, secret, downwardAPI, projected");
+            return refuse(
+                format!("the source of volume \"{}\"", volume.name),
+                "use one of emptyDir, hostPath, configMap, secret, downwardAPI, projected",
+            );
         }
     }
     sysctls(config, pod)?;
@@ -116,7 +234,10 @@ fn sysctls(config: &Config, pod: &Pod) -> Result<(), Ended> {
             return Err(Ended {
                 success: false,
                 reason: Some("SysctlForbidden".into()),
-                message: Some(format!("Pod was rejected: forbidden sysctl: \"{}\" not allowlisted", sysctl.name)),
+                message: Some(format!(
+                    "Pod was rejected: forbidden sysctl: \"{}\" not allowlisted",
+                    sysctl.name
+                )),
             });
         }
     }

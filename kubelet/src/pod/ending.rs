@@ -44,8 +44,7 @@ pub fn outcome(pod: &Pod, seen: &Observed) -> Option<Ended> {
 /// The next steps of a pod that is to end or has ended.
 pub(super) fn plan(s: &Situation<'_>) -> Vec<Step> {
     let mut steps = Vec::new();
-    let live: Vec<&Seen> =
-        s.seen.containers.iter().filter(|c| c.alive() && !c.sandbox.is_empty()).collect();
+    let live: Vec<&Seen> = s.seen.containers.iter().filter(|c| c.alive() && !c.sandbox.is_empty()).collect();
     if !live.is_empty() {
         for c in next_to_stop(s, &live) {
             let grace = grace_for(s, c);

@@ -31,8 +31,10 @@ pub async fn run(target: &HookTarget<'_>, hook: &LifecycleHandler, limit: Durati
             let cmd = exec.command.clone().unwrap_or_default();
             // The deadline is ours; the runtime's own is a whole number of seconds above it.
             let timeout = i64::try_from(limit.as_secs() + 1).unwrap_or(i64::MAX);
-            let request = cri::ExecSyncRequest { container_id: target.container_id.into(), cmd: cmd.clone(), timeout };
-            let answer = target.shared.cri.exec_sync(request).await.map_err(|err| err.message().to_owned())?;
+            let request =
+                cri::ExecSyncRequest { container_id: target.container_id.into(), cmd: cmd.clone(), timeout };
+            let answer =
+                target.shared.cri.exec_sync(request).await.map_err(|err| err.message().to_owned())?;
             if answer.exit_code != 0 {
                 let text = [answer.stdout, answer.stderr].concat();
                 let text = String::from_utf8_lossy(&text).into_owned();
@@ -78,10 +80,14 @@ async fn http(target: &HookTarget<'_>, get: &HTTPGetAction) -> Result<(), String
     let port = port(target.member.as_ref(), &get.port).ok_or("its port is not a port of the container")?;
     let ip = target.pod_ip.map(|ip| ip.to_string());
     let host = get.host.clone().filter(|h| !h.is_empty()).or(ip).ok_or("the pod has no address")?;
-    let mut stream = TcpStream::connect((host.as_str(), port)).await.map_err(|err| format!("connect to {host}:{port}: {err}"))?;
+    let mut stream = TcpStream::connect((host.as_str(), port))
+        .await
+        .map_err(|err| format!("connect to {host}:{port}: {err}"))?;
     let path = get.path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/");
     let shown = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let mut request = format!("GET {path} HTTP/1.1\r\nHost: {shown}:{port}\r\nUser-Agent: kube-lifecycle/1.36\r\nAccept: */*\r\nConnection: close\r\n");
+    let mut request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {shown}:{port}\r\nUser-Agent: kube-lifecycle/1.36\r\nAccept: */*\r\nConnection: close\r\n"
+    );
     for header in get.http_headers.iter().flatten() {
         request.push_str(&format!("{}: {}\r\n", header.name, header.value));
     }

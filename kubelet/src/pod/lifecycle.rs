@@ -64,9 +64,18 @@ impl Work {
         self.shared.events.pod(&self.pod, Some(member.field_path()), level, reason, message);
     }
 
-    async fn try_start(&self, member: &Member<'_>, attempt: u32, backoff: Duration) -> Result<Started, Failed> {
+    async fn try_start(
+        &self,
+        member: &Member<'_>,
+        attempt: u32,
+        backoff: Duration,
+    ) -> Result<Started, Failed> {
         let config_error = |message: String| failed("CreateContainerConfigError", message);
-        let sandbox = self.seen.sandbox().filter(|s| s.ready).ok_or_else(|| failed("CreateContainerError", "the sandbox is gone"))?;
+        let sandbox = self
+            .seen
+            .sandbox()
+            .filter(|s| s.ready)
+            .ok_or_else(|| failed("CreateContainerError", "the sandbox is gone"))?;
         let sandbox_config = self.sandbox_config(sandbox.attempt).await.map_err(config_error)?;
         if self.cancel.run_until_cancelled(self.held.synced()).await.is_none() {
             return Err(config_error("the pod is ending".into()));
@@ -75,22 +84,35 @@ impl Work {
         for stale in self.seen.containers.iter().filter(|c| c.name == member.name() && c.attempt == attempt) {
             if !stale.sandbox.is_empty() {
                 let request = cri::RemoveContainerRequest { container_id: stale.id.clone() };
-                self.shared.cri.remove_container(request).await.map_err(|err| failed("CreateContainerError", text(&err)))?;
+                self.shared
+                    .cri
+                    .remove_container(request)
+                    .await
+                    .map_err(|err| failed("CreateContainerError", text(&err)))?;
             }
         }
-        let image = images::ensure(&self.shared, &self.pod, member, self.held.as_ref(), sandbox_config.clone(), &self.cancel)
-            .await
-            .map_err(|err| {
-                let named = member.spec.image.as_deref().unwrap_or("");
-                let message = if err.reason == "ErrImagePull" { format!("{named}\n{}", err.message) } else { err.message };
-                failed(err.reason, message)
-            })?;
+        let image = images::ensure(
+            &self.shared,
+            &self.pod,
+            member,
+            self.held.as_ref(),
+            sandbox_config.clone(),
+            &self.cancel,
+        )
+        .await
+        .map_err(|err| {
+            let named = member.spec.image.as_deref().unwrap_or("");
+            let message =
+                if err.reason == "ErrImagePull" { format!("{named}\n{}", err.message) } else { err.message };
+            failed(err.reason, message)
+        })?;
         if self.cancel.is_cancelled() {
             return Err(config_error("the pod is ending".into()));
         }
         let services = self.shared.service_env(&self.pod).await;
         let node = self.shared.facts(self.pod_ips());
-        let env = env::make(&self.pod, member.spec, &services, &node, self.held.as_ref()).map_err(config_error)?;
+        let env =
+            env::make(&self.pod, member.spec, &services, &node, self.held.as_ref()).map_err(config_error)?;
         let mounts = self.mounts(member, attempt, env.clone()).await?;
         let config = container::config(container::Wanted {
             pod: &self.pod,
@@ -114,13 +136,22 @@ impl Work {
         let id = created.map_err(|err| failed("CreateContainerError", err.message()))?.container_id;
         self.of(member, Level::Normal, "Created", "Container created");
         let request = cri::StartContainerRequest { container_id: id.clone() };
-        self.shared.cri.start_container(request).await.map_err(|err| failed("RunContainerError", err.message()))?;
+        self.shared
+            .cri
+            .start_container(request)
+            .await
+            .map_err(|err| failed("RunContainerError", err.message()))?;
         self.of(member, Level::Normal, "Started", "Container started");
         self.link_log(member, attempt, &id).await;
         self.post_start(member, &id).await
     }
 
-    async fn mounts(&self, member: &Member<'_>, attempt: u32, env: Vec<(String, Vec<u8>)>) -> Result<Vec<cri::Mount>, Failed> {
+    async fn mounts(
+        &self,
+        member: &Member<'_>,
+        attempt: u32,
+        env: Vec<(String, Vec<u8>)>,
+    ) -> Result<Vec<cri::Mount>, Failed> {
         let (work, spec) = (self.clone(), member.spec.clone());
         blocking(move || {
             let config_error = |message: String| failed("CreateContainerConfigError", message);
@@ -128,18 +159,23 @@ impl Work {
             let mut mounts = container_mounts::make(&dir, &work.pod, &spec, &env).map_err(config_error)?;
             mounts.extend(container_mounts::hosts(&dir, &spec));
             let message = container_mounts::termination_message(&dir, &spec, attempt);
-            mounts.extend(message.map_err(|err| config_error(format!("make termination message file: {err}")))?);
+            mounts.extend(
+                message.map_err(|err| config_error(format!("make termination message file: {err}")))?,
+            );
             let logs = work.shared.config.pod_logs_dir.join(work.key.log_dir()).join(&spec.name);
-            std::fs::create_dir_all(&logs).map_err(|err| config_error(format!("make log directory: {err}")))?;
+            std::fs::create_dir_all(&logs)
+                .map_err(|err| config_error(format!("make log directory: {err}")))?;
             Ok(mounts)
         })
         .await
     }
 
     async fn link_log(&self, member: &Member<'_>, attempt: u32, id: &str) {
-        let (config, key, name, id) = (self.shared.config.clone(), self.key.clone(), member.spec.name.clone(), id.to_owned());
+        let (config, key, name, id) =
+            (self.shared.config.clone(), self.key.clone(), member.spec.name.clone(), id.to_owned());
         let linked = blocking(move || {
-            logs::paths::link(&config, &key, &name, attempt, &id).map_err(|err| failed("Link", err.to_string()))
+            logs::paths::link(&config, &key, &name, attempt, &id)
+                .map_err(|err| failed("Link", err.to_string()))
         });
         if let Err(err) = linked.await {
             tracing::warn!(pod = %self.key, err = err.message, "link the container's log");
@@ -159,7 +195,12 @@ impl Work {
         // Cancel-safe: a hook that nobody waits for is killed with its container.
         match self.cancel.run_until_cancelled(hooks::run(&target, hook, POST_START_LIMIT)).await {
             Some(Err(message)) => {
-                self.of(member, Level::Warning, "FailedPostStartHook", format!("PostStartHook failed: {message}"));
+                self.of(
+                    member,
+                    Level::Warning,
+                    "FailedPostStartHook",
+                    format!("PostStartHook failed: {message}"),
+                );
                 Ok(Started::HookFailed { id: id.into(), message })
             }
             Some(Ok(())) | None => Ok(Started::Running),
@@ -194,7 +235,14 @@ impl Work {
         }
     }
 
-    async fn pre_stop(&self, id: &str, member: Option<Member<'_>>, hook: &LifecycleHandler, grace: Duration, path: Option<String>) {
+    async fn pre_stop(
+        &self,
+        id: &str,
+        member: Option<Member<'_>>,
+        hook: &LifecycleHandler,
+        grace: Duration,
+        path: Option<String>,
+    ) {
         let target = HookTarget {
             shared: &self.shared,
             container_id: id,

@@ -33,9 +33,8 @@ pub fn read(shared: &Shared, pod: &k8s_openapi::api::core::v1::Pod, key: &PodKey
         return String::from_utf8_lossy(&text).into_owned();
     }
     let member = view::member(view::spec(pod), &c.name);
-    let fallback = member.is_some_and(|m| {
-        m.spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
-    });
+    let fallback =
+        member.is_some_and(|m| m.spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"));
     if fallback && c.exit() != Some(0) {
         let log = logs::paths::run(&shared.config, key, &c.name, c.attempt);
         return logs::tail_text(&log, FROM_LOG.0, FROM_LOG.1);

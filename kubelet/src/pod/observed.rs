@@ -162,9 +162,7 @@ pub fn container(status: &cri::ContainerStatus, sandbox: &str) -> Seen {
     let note = |key: &str| status.annotations.get(key).cloned().unwrap_or_default();
     let state = match cri::ContainerState::try_from(status.state) {
         Ok(cri::ContainerState::ContainerCreated) => State::Created,
-        Ok(cri::ContainerState::ContainerRunning) => {
-            State::Running { started: timestamp(status.started_at) }
-        }
+        Ok(cri::ContainerState::ContainerRunning) => State::Running { started: timestamp(status.started_at) },
         Ok(cri::ContainerState::ContainerExited) => State::Exited {
             started: timestamp(status.started_at),
             finished: timestamp(status.finished_at),

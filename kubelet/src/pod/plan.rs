@@ -52,9 +52,7 @@ pub fn plan(s: &Situation<'_>) -> Vec<Step> {
 fn fresh(s: &Situation<'_>, job: &Job, step: &Step) -> bool {
     match (s.memo.jobs.get(job), step) {
         (None, _) => true,
-        (Some(Some(end)), Step::Stop { grace, .. }) => {
-            after(s.now, *grace + Duration::from_secs(1)) < *end
-        }
+        (Some(Some(end)), Step::Stop { grace, .. }) => after(s.now, *grace + Duration::from_secs(1)) < *end,
         (Some(_), _) => false,
     }
 }

@@ -41,9 +41,18 @@ struct Script {
 
 fn read(script: &str) -> Script {
     let mut s = Script {
-        pod: Pod { spec: Some(PodSpec { termination_grace_period_seconds: Some(30), ..PodSpec::default() }), ..Pod::default() },
+        pod: Pod {
+            spec: Some(PodSpec { termination_grace_period_seconds: Some(30), ..PodSpec::default() }),
+            ..Pod::default()
+        },
         seen: Observed {
-            sandboxes: vec![Sandbox { id: "s0".into(), attempt: 0, ready: true, created: now(), ips: vec!["10.0.0.1".into()] }],
+            sandboxes: vec![Sandbox {
+                id: "s0".into(),
+                attempt: 0,
+                ready: true,
+                created: now(),
+                ips: vec!["10.0.0.1".into()],
+            }],
             containers: Vec::new(),
         },
         memo: Memo { mounted: true, ..Memo::default() },
@@ -105,7 +114,9 @@ fn members(spec: &mut PodSpec, words: &[&str]) {
     spec.containers.clear();
     for word in words {
         match word.split_once('/') {
-            None if ["Always", "OnFailure", "Never"].contains(word) => spec.restart_policy = Some((*word).into()),
+            None if ["Always", "OnFailure", "Never"].contains(word) => {
+                spec.restart_policy = Some((*word).into())
+            }
             None => spec.containers.push(container(word)),
             Some((name, kind)) => {
                 let mut c = container(name);
@@ -140,7 +151,13 @@ fn seen<'a>(name: &str, words: &[&str], value: &dyn Fn(&str) -> Option<&'a str>)
             let finished = at(value("ended").unwrap_or("-1"));
             let ran = SignedDuration::from_secs(seconds(value("ran").unwrap_or("1")));
             let code = value("code").map_or(0, |c| c.parse().expect("a code"));
-            State::Exited { started: finished - ran, finished, code, reason: String::new(), message: String::new() }
+            State::Exited {
+                started: finished - ran,
+                finished,
+                code,
+                reason: String::new(),
+                message: String::new(),
+            }
         }
     };
     Seen {
@@ -165,7 +182,9 @@ fn show(step: &Step) -> String {
     match step {
         Step::SetUp { attempt: Some(n) } => format!("set up sandbox {n}"),
         Step::SetUp { attempt: None } => "mount".into(),
-        Step::Start { name, attempt, backoff } => format!("start {name}#{attempt} backoff={}s", backoff.as_secs()),
+        Step::Start { name, attempt, backoff } => {
+            format!("start {name}#{attempt} backoff={}s", backoff.as_secs())
+        }
         Step::Stop { id, why, grace, .. } => format!("stop {id} {why:?} {}s", grace.as_secs()),
         Step::Remove { id } => format!("remove {id}"),
         Step::RemoveSandbox { id } => format!("remove sandbox {id}"),
@@ -220,7 +239,10 @@ fn the_first_crash_restarts_at_once_and_later_ones_wait() {
     check("app: exited code=1 ended=-4s restarts=1 backoff=10s", expect!["wait app 6s"]);
     check("app: exited code=1 ended=-10s restarts=1 backoff=10s", expect!["start app#2 backoff=20s"]);
     check("app: exited code=1 ended=-300s restarts=9 backoff=300s", expect!["start app#10 backoff=300s"]);
-    check("app: exited code=1 ran=600s ended=-1s restarts=9 backoff=300s", expect!["start app#10 backoff=10s"]);
+    check(
+        "app: exited code=1 ran=600s ended=-1s restarts=9 backoff=300s",
+        expect!["start app#10 backoff=10s"],
+    );
 }
 
 #[test]
@@ -246,7 +268,10 @@ fn sidecars_hold_up_the_rest_until_they_are_started() {
     check("pod: Always side/sidecar app\nside: running\nbusy: start side", expect![""]);
     check("pod: Always side/sidecar app\nside: running", expect!["start app#0 backoff=0s"]);
     check("pod: Always side/slow-sidecar app\nside: running", expect![""]);
-    check("pod: Always side/slow-sidecar app\nside: running\nverdict: side started", expect!["start app#0 backoff=0s"]);
+    check(
+        "pod: Always side/slow-sidecar app\nside: running\nverdict: side started",
+        expect!["start app#0 backoff=0s"],
+    );
     check("pod: Never side/sidecar app\nside: exited\napp: running", expect!["start side#1 backoff=10s"]);
 }
 
@@ -281,7 +306,10 @@ fn one_ended_run_of_each_container_is_kept() {
 fn pods_end_when_their_containers_do() {
     check("pod: Never app\napp: exited", expect!["stop sandbox"]);
     check("pod: Never a b\na: exited\nb: running", expect![""]);
-    check("pod: Never side/sidecar app\nside: running\napp: exited code=1", expect!["stop side#0 PodEnds 30s"]);
+    check(
+        "pod: Never side/sidecar app\nside: running\napp: exited code=1",
+        expect!["stop side#0 PodEnds 30s"],
+    );
     check("pod: OnFailure app\napp: exited code=1", expect!["start app#1 backoff=10s"]);
 }
 
@@ -290,7 +318,10 @@ fn deletion_stops_then_cleans_then_tells() {
     check("app: running\nstop: deleted grace=5s", expect!["stop app#0 PodEnds 5s"]);
     check("app: running\nstop: deleted grace=5s since=-2s", expect!["stop app#0 PodEnds 3s"]);
     check("app: running\nstop: deleted grace=5s\nbusy: stop app#0 until=5s", expect![""]);
-    check("app: running\nstop: deleted grace=1s\nbusy: stop app#0 until=300s", expect!["stop app#0 PodEnds 1s"]);
+    check(
+        "app: running\nstop: deleted grace=1s\nbusy: stop app#0 until=300s",
+        expect!["stop app#0 PodEnds 1s"],
+    );
     check("app: exited\nstop: deleted\nbusy: start b", expect![""]);
     check("app: exited\nstop: deleted", expect!["clean up"]);
     check("sandbox: none\nstop: deleted", expect!["clean up"]);
@@ -305,5 +336,8 @@ fn sidecars_outlive_the_apps_and_go_last_first() {
     check(&format!("{pod}s1: running\ns2: running\napp: exited"), expect!["stop s2#0 PodEnds 9s"]);
     check(&format!("{pod}s1: running\ns2: exited\napp: exited"), expect!["stop s1#0 PodEnds 9s"]);
     let late = "pod: Always s1/sidecar app\nstop: deleted grace=9s since=-9s\n";
-    check(&format!("{late}s1: running\napp: running"), expect!["stop s1#0 PodEnds 0s; stop app#0 PodEnds 0s"]);
+    check(
+        &format!("{late}s1: running\napp: running"),
+        expect!["stop s1#0 PodEnds 0s; stop app#0 PodEnds 0s"],
+    );
 }

@@ -58,7 +58,8 @@ impl Probes {
         busy: impl Fn(&Job) -> bool,
         ending: bool,
     ) {
-        let alive = |id: &str| seen.containers.iter().any(|c| c.id == id && matches!(c.state, State::Running { .. }));
+        let alive =
+            |id: &str| seen.containers.iter().any(|c| c.id == id && matches!(c.state, State::Running { .. }));
         self.running.retain(|id, _| alive(id) && !ending);
         if ending {
             return;
@@ -181,8 +182,12 @@ impl Probes {
         });
         match (report.kind, report.step) {
             (Kind::Readiness, _) => watched.verdict.ready = report.passed,
-            (Kind::Startup, probes::Step::Kill) => watched.verdict.failed = Some((ProbeKind::Startup, own_grace)),
-            (Kind::Liveness, probes::Step::Kill) => watched.verdict.failed = Some((ProbeKind::Liveness, own_grace)),
+            (Kind::Startup, probes::Step::Kill) => {
+                watched.verdict.failed = Some((ProbeKind::Startup, own_grace))
+            }
+            (Kind::Liveness, probes::Step::Kill) => {
+                watched.verdict.failed = Some((ProbeKind::Liveness, own_grace))
+            }
             (Kind::Startup, _) if report.passed => {
                 watched.verdict.started = true;
                 watched.started.send_replace(true);
@@ -210,7 +215,8 @@ pub fn pod_ip(shared: &Shared, pod: &Pod, seen: &Observed) -> Option<IpAddr> {
 }
 
 fn translate(probe: &Probe, member: &Member<'_>) -> Result<probes::Probe, String> {
-    let number = |p| port(Some(member), p).ok_or_else(|| "its port is not a port of the container".to_owned());
+    let number =
+        |p| port(Some(member), p).ok_or_else(|| "its port is not a port of the container".to_owned());
     let action = if let Some(exec) = &probe.exec {
         Action::Exec { command: exec.command.clone().unwrap_or_default() }
     } else if let Some(get) = &probe.http_get {
@@ -230,7 +236,9 @@ fn translate(probe: &Probe, member: &Member<'_>) -> Result<probes::Probe, String
     } else {
         return Err("it has no action".into());
     };
-    let or = |value: Option<i32>, default: u32| value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default);
+    let or = |value: Option<i32>, default: u32| {
+        value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default)
+    };
     let seconds = |value: Option<i32>, default: u32| Duration::from_secs(u64::from(or(value, default)));
     let thresholds = Thresholds {
         initial_delay: seconds(probe.initial_delay_seconds, 0),
@@ -256,7 +264,8 @@ impl probes::Exec for Exec {
     ) -> Pin<Box<dyn Future<Output = Result<ExecOutput, ExecError>> + Send + 'a>> {
         Box::pin(async move {
             let timeout = i64::try_from(timeout.as_secs().max(1)).unwrap_or(i64::MAX);
-            let request = cri::ExecSyncRequest { container_id: self.id.clone(), cmd: command.to_vec(), timeout };
+            let request =
+                cri::ExecSyncRequest { container_id: self.id.clone(), cmd: command.to_vec(), timeout };
             match self.shared.cri.exec_sync(request).await {
                 Ok(answer) => {
                     let output = [answer.stdout, answer.stderr].concat();

@@ -34,7 +34,12 @@ impl Known {
 }
 
 /// Writes the difference; returns what the apiserver holds then.
-pub async fn write(shared: Arc<Shared>, object: Arc<Pod>, known: Known, status: PodStatus) -> Result<Known, Failed> {
+pub async fn write(
+    shared: Arc<Shared>,
+    object: Arc<Pod>,
+    known: Known,
+    status: PodStatus,
+) -> Result<Known, Failed> {
     let Some(patch) = patch::status(&known.uid, &known.status, &status) else { return Ok(known) };
     let Some(client) = &shared.client else { return Ok(known) };
     let namespace = object.metadata.namespace.as_deref().unwrap_or("");

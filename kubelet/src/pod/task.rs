@@ -124,7 +124,7 @@ struct Task {
     /// Back-offs that an event was recorded for.
     told: BTreeSet<String>,
     /// Labels and annotations that the volumes show.
-    shown: (Option<BTreeMap<String, String>>, Option<BTreeMap<String, String>>),
+    shown: [Option<BTreeMap<String, String>>; 2],
     /// Something that volumes are made from changed.
     stale: bool,
 }
@@ -270,7 +270,8 @@ impl Task {
                 info!(pod = %self.key, ?why, ?grace, "the pod is to end");
                 if let StopWhy::Failed(end) = &why {
                     self.memo.ended = Some(end.clone());
-                    let (reason, text) = (end.reason.as_deref().unwrap_or("Failed"), end.message.as_deref().unwrap_or(""));
+                    let (reason, text) =
+                        (end.reason.as_deref().unwrap_or("Failed"), end.message.as_deref().unwrap_or(""));
                     self.shared.events.pod(pod, None, Level::Warning, event_reason(reason), text);
                 }
                 self.stop = Some(Stop { why, grace, since: now });
@@ -302,7 +303,8 @@ impl Task {
             if self.messages.contains_key(&c.id) {
                 continue;
             }
-            let (shared, pod, key, copy) = (Arc::clone(&self.shared), Arc::clone(pod), self.key.clone(), c.clone());
+            let (shared, pod, key, copy) =
+                (Arc::clone(&self.shared), Arc::clone(pod), self.key.clone(), c.clone());
             let read = tokio::task::spawn_blocking(move || message::read(&shared, &pod, &key, &copy)).await;
             self.messages.insert(c.id.clone(), read.unwrap_or_default());
         }
@@ -340,7 +342,8 @@ impl Task {
             && !self.memo.jobs.contains_key(&Job::Report)
             && let Some(object) = wanted.object.clone()
         {
-            let (shared, known, status) = (Arc::clone(&self.shared), self.known.clone(), self.current.clone());
+            let (shared, known, status) =
+                (Arc::clone(&self.shared), self.known.clone(), self.current.clone());
             self.memo.jobs.insert(Job::Report, None);
             self.jobs.spawn(async move {
                 let written = report::write(shared, object, known, status).await;
@@ -374,7 +377,8 @@ impl Task {
             _ => None,
         };
         let work = self.work(&wanted.pod, seen);
-        let nobody_to_tell = wanted.gone || wanted.object.as_ref().is_none_or(|o| o.metadata.uid != wanted.pod.metadata.uid);
+        let nobody_to_tell =
+            wanted.gone || wanted.object.as_ref().is_none_or(|o| o.metadata.uid != wanted.pod.metadata.uid);
         self.memo.jobs.insert(job.clone(), over);
         self.jobs.spawn(async move {
             let result = match &step {
@@ -429,7 +433,12 @@ impl Task {
             _ => self.shared.config.crash_loop,
         };
         let last = self.memo.failures.get(&job).map_or(Duration::ZERO, |f| f.delay);
-        let failure = Failure { reason: failed.reason.into(), message: failed.message, at: now, delay: policy.next(last) };
+        let failure = Failure {
+            reason: failed.reason.into(),
+            message: failed.message,
+            at: now,
+            delay: policy.next(last),
+        };
         debug!(pod = %self.key, ?job, reason = failure.reason, message = failure.message, "failed");
         self.memo.failures.insert(job, failure);
     }
@@ -458,7 +467,7 @@ impl Task {
     /// Brings mounted volumes up to date when what they are made from changed or a token is due.
     fn refresh(&mut self, wanted: &Desired, seen: &Arc<Observed>, now: Timestamp) {
         let meta = &wanted.pod.metadata;
-        let shown = (meta.labels.clone(), meta.annotations.clone());
+        let shown = [meta.labels.clone(), meta.annotations.clone()];
         if self.shown != shown {
             self.shown = shown;
             self.stale = true;

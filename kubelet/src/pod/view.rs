@@ -15,8 +15,7 @@ impl PodUid {
     /// Accepts what can be one path component: 1 to 128 of `[A-Za-z0-9_.-]`, not starting with a dot.
     pub fn parse(text: &str) -> Option<PodUid> {
         let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let ok =
-            !text.is_empty() && text.len() <= 128 && !text.starts_with('.') && text.chars().all(fine);
+        let ok = !text.is_empty() && text.len() <= 128 && !text.starts_with('.') && text.chars().all(fine);
         ok.then(|| PodUid(text.into()))
     }
 

@@ -24,7 +24,8 @@ pub fn config(
 ) -> Result<(cri::PodSandboxConfig, bool), String> {
     let (name, domain) = hosts::names(pod, &config.hostname, &config.cluster_domain);
     let hostname = hosts::kernel_name(pod, &name, domain.as_deref())?;
-    let offer = dns::Offer { cluster: &config.cluster_dns, domain: &config.cluster_domain, host: host_resolv };
+    let offer =
+        dns::Offer { cluster: &config.cluster_dns, domain: &config.cluster_domain, host: host_resolv };
     let (dns, lacks_cluster_dns) = dns::config(pod, &offer);
     let spec = view::spec(pod);
     let sysctls = spec.security_context.as_ref().and_then(|s| s.sysctls.as_ref());

@@ -57,7 +57,9 @@ pub(super) async fn serve(
         Ok(Err(err)) if err.kind() == io::ErrorKind::PermissionDenied => {
             return text(StatusCode::FORBIDDEN, format!("unable to read the log: {err}"));
         }
-        Ok(Err(err)) => return text(StatusCode::NOT_FOUND, format!("unable to retrieve container logs for {id}: {err}")),
+        Ok(Err(err)) => {
+            return text(StatusCode::NOT_FOUND, format!("unable to retrieve container logs for {id}: {err}"));
+        }
         Err(err) => return text(StatusCode::INTERNAL_SERVER_ERROR, format!("read the log: {err}")),
     };
     let (sender, receiver) = mpsc::channel(4);
@@ -82,7 +84,10 @@ fn open(root: &Path, path: &Path, options: &Options) -> io::Result<Log> {
 fn options(query: &[(String, String)], now: jiff::Timestamp) -> Result<Options, String> {
     let number = |name: &str| match value(query, name) {
         None => Ok(None),
-        Some(text) => text.parse::<u64>().map(Some).map_err(|_| format!("invalid {name} {text:?}: must be a number that is not negative")),
+        Some(text) => text
+            .parse::<u64>()
+            .map(Some)
+            .map_err(|_| format!("invalid {name} {text:?}: must be a number that is not negative")),
     };
     let since_seconds = number("sinceSeconds")?.map(|s| {
         let ago = jiff::SignedDuration::from_secs(i64::try_from(s).unwrap_or(i64::MAX));
@@ -90,7 +95,9 @@ fn options(query: &[(String, String)], now: jiff::Timestamp) -> Result<Options, 
     });
     let since_time = match value(query, "sinceTime") {
         None => None,
-        Some(text) => Some(text.parse().map_err(|_| format!("invalid sinceTime {text:?}: must be RFC 3339"))?),
+        Some(text) => {
+            Some(text.parse().map_err(|_| format!("invalid sinceTime {text:?}: must be RFC 3339"))?)
+        }
     };
     Ok(Options {
         follow: flag(query, &["follow"]),
@@ -111,23 +118,25 @@ fn options(query: &[(String, String)], now: jiff::Timestamp) -> Result<Options, 
 fn which(pod: &Pod, container: &str, previous: bool) -> Result<(String, u32), String> {
     let name = pod.metadata.name.as_deref().unwrap_or("");
     let status = pod.status.as_ref();
-    let all = status.into_iter().flat_map(|s| {
-        s.container_statuses.iter().chain(&s.init_container_statuses).flatten()
-    });
+    let all = status
+        .into_iter()
+        .flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
     let status: &ContainerStatus = all
         .into_iter()
         .find(|s| s.name == container)
         .ok_or_else(|| format!("container \"{container}\" in pod \"{name}\" is not available"))?;
-    let bare = |id: &Option<String>| id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id.to_owned());
+    let bare =
+        |id: &Option<String>| id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id.to_owned());
     let count = u32::try_from(status.restart_count).unwrap_or(0);
     let state = status.state.as_ref();
-    let last = status.last_state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|t| bare(&t.container_id));
+    let last =
+        status.last_state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|t| bare(&t.container_id));
     if previous {
         let waiting = state.is_some_and(|s| s.waiting.is_some());
         let count = if waiting { count } else { count.saturating_sub(1) };
-        return last
-            .map(|id| (id, count))
-            .ok_or_else(|| format!("previous terminated container \"{container}\" in pod \"{name}\" not found"));
+        return last.map(|id| (id, count)).ok_or_else(|| {
+            format!("previous terminated container \"{container}\" in pod \"{name}\" not found")
+        });
     }
     let waiting = state.and_then(|s| s.waiting.as_ref());
     match (waiting, bare(&status.container_id), last) {

@@ -69,10 +69,13 @@ impl Tls {
             roots.add(ca).map_err(|err| TlsError::ClientCa(err.to_string()))?;
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated() // For /healthz; everything else asks for the certificate itself.
-            .build()
-            .map_err(|err| TlsError::ClientCa(err.to_string()))?;
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+            Arc::new(roots),
+            Arc::clone(&provider),
+        )
+        .allow_unauthenticated() // For /healthz; everything else asks for the certificate itself.
+        .build()
+        .map_err(|err| TlsError::ClientCa(err.to_string()))?;
         let mut server = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Certificate)?
@@ -144,16 +147,25 @@ async fn handle(state: State, who: Option<Identity>, request: Request<Incoming>)
         return text(StatusCode::OK, "ok");
     }
     let Some(who) = who else {
-        return text(StatusCode::UNAUTHORIZED, "Unauthorized: a client certificate of the cluster's CA is needed\n");
+        return text(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized: a client certificate of the cluster's CA is needed\n",
+        );
     };
     if !auth::allowed(&who) {
-        let message = format!("Forbidden (user={}, verb={}, path={path}): only system:masters and the apiserver may use the kubelet API\n", who.user, request.method());
+        let message = format!(
+            "Forbidden (user={}, verb={}, path={path}): only system:masters and the apiserver may use the kubelet API\n",
+            who.user,
+            request.method()
+        );
         return text(StatusCode::FORBIDDEN, message);
     }
     let query: Vec<(String, String)> = query(request.uri().query().unwrap_or(""));
     let post_or_get = get || request.method() == Method::POST;
     match parts.as_slice() {
-        ["pods"] if get => json_answer(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": state.fleet.list()})),
+        ["pods"] if get => json_answer(
+            &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": state.fleet.list()}),
+        ),
         ["runningpods"] if get => running_pods(&state),
         ["configz"] if get => json_answer(&configz(&state.shared)),
         ["metrics"] if get => text(StatusCode::OK, state.shared.metrics.render()),
@@ -196,7 +208,10 @@ fn configz(shared: &Shared) -> serde_json::Value {
 /// Takes a query apart, with its escapes undone.
 fn query(text: &str) -> Vec<(String, String)> {
     let pairs = text.split('&').filter(|p| !p.is_empty());
-    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (unescape(k), unescape(v))).collect()
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(k, v)| (unescape(k), unescape(v)))
+        .collect()
 }
 
 fn unescape(text: &str) -> String {

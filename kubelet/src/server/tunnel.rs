@@ -20,7 +20,14 @@ use crate::pod::view::PodKey;
 
 type Answer = Response<Body>;
 
-pub(super) async fn exec(state: &State, ns: &str, pod: &str, container: &str, query: &[(String, String)], request: Request<Incoming>) -> Answer {
+pub(super) async fn exec(
+    state: &State,
+    ns: &str,
+    pod: &str,
+    container: &str,
+    query: &[(String, String)],
+    request: Request<Incoming>,
+) -> Answer {
     let id = match running(state, ns, pod, container) {
         Ok(id) => id,
         Err(answer) => return *answer,
@@ -40,7 +47,14 @@ pub(super) async fn exec(state: &State, ns: &str, pod: &str, container: &str, qu
     }
 }
 
-pub(super) async fn attach(state: &State, ns: &str, pod: &str, container: &str, query: &[(String, String)], request: Request<Incoming>) -> Answer {
+pub(super) async fn attach(
+    state: &State,
+    ns: &str,
+    pod: &str,
+    container: &str,
+    query: &[(String, String)],
+    request: Request<Incoming>,
+) -> Answer {
     let id = match running(state, ns, pod, container) {
         Ok(id) => id,
         Err(answer) => return *answer,
@@ -56,11 +70,22 @@ pub(super) async fn attach(state: &State, ns: &str, pod: &str, container: &str, 
     }
 }
 
-pub(super) async fn port_forward(state: &State, ns: &str, pod: &str, query: &[(String, String)], request: Request<Incoming>) -> Answer {
+pub(super) async fn port_forward(
+    state: &State,
+    ns: &str,
+    pod: &str,
+    query: &[(String, String)],
+    request: Request<Incoming>,
+) -> Answer {
     let Some((key, _)) = state.fleet.find(ns, pod) else { return no_pod(pod) };
     let sandbox = match sandbox(state, &key).await {
         Ok(Some(id)) => id,
-        Ok(None) => return text(StatusCode::BAD_REQUEST, format!("unable to forward port because pod \"{pod}\" has no running sandbox")),
+        Ok(None) => {
+            return text(
+                StatusCode::BAD_REQUEST,
+                format!("unable to forward port because pod \"{pod}\" has no running sandbox"),
+            );
+        }
         Err(err) => return runtime_error(&err),
     };
     let ports = query.iter().filter(|(k, _)| k == "port" || k == "ports");
@@ -94,8 +119,9 @@ fn streams(query: &[(String, String)]) -> Result<(bool, bool, bool, bool), &'sta
 /// Id of a running container.
 fn running(state: &State, ns: &str, pod: &str, container: &str) -> Result<String, Box<Answer>> {
     let (_, object) = state.fleet.find(ns, pod).ok_or_else(|| Box::new(no_pod(pod)))?;
-    id_of(&object, container)
-        .ok_or_else(|| Box::new(text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))))
+    id_of(&object, container).ok_or_else(|| {
+        Box::new(text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")))
+    })
 }
 
 fn id_of(pod: &Pod, container: &str) -> Option<String> {
@@ -131,7 +157,9 @@ fn runtime_error(err: &tonic::Status) -> Answer {
 
 /// Sends the request on to the runtime's URL and joins the two connections if both upgrade.
 async fn forward(url: &str, request: Request<Incoming>) -> Answer {
-    let bad = |what: String| text(StatusCode::BAD_GATEWAY, format!("connect to the runtime's streaming server: {what}"));
+    let bad = |what: String| {
+        text(StatusCode::BAD_GATEWAY, format!("connect to the runtime's streaming server: {what}"))
+    };
     let Ok(url) = url.parse::<Uri>() else { return bad(format!("{url:?} is no URL")) };
     let (Some("http"), Some(host)) = (url.scheme_str(), url.authority()) else {
         return bad(format!("{url} is not a plain http URL"));
@@ -188,7 +216,14 @@ async fn forward(url: &str, request: Request<Incoming>) -> Answer {
 
 /// Hop-by-hop headers of an upgrade go on; credentials and lengths do not.
 fn passes(name: &HeaderName) -> bool {
-    !matches!(*name, header::HOST | header::AUTHORIZATION | header::COOKIE | header::CONTENT_LENGTH | header::TRANSFER_ENCODING)
+    !matches!(
+        *name,
+        header::HOST
+            | header::AUTHORIZATION
+            | header::COOKIE
+            | header::CONTENT_LENGTH
+            | header::TRANSFER_ENCODING
+    )
 }
 
 /// The runtime's answer when it didn't upgrade.

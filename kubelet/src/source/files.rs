@@ -69,7 +69,11 @@ impl Directory {
         let good = match parse(&text, &path, &self.node, self.clock.now()) {
             Ok(manifest) => Some(manifest),
             Err(err) => {
-                let kept = if last_good.is_some() { "the last good content stays in force" } else { "nothing runs from it" };
+                let kept = if last_good.is_some() {
+                    "the last good content stays in force"
+                } else {
+                    "nothing runs from it"
+                };
                 error!(file = %path.display(), err = %client::describe(&err), kept, "bad manifest");
                 last_good
             }

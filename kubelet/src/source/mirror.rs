@@ -31,7 +31,8 @@ pub fn plan(statics: &[Arc<Pod>], in_api: &[Arc<Pod>]) -> Writes {
     let mut writes = Writes::default();
     let name = |p: &Pod| (p.metadata.namespace.clone(), p.metadata.name.clone());
     for mirror in in_api.iter().filter(|p| hash(p).is_some()) {
-        let fits = statics.iter().any(|s| name(s) == name(mirror) && s.metadata.uid.as_deref() == hash(mirror));
+        let fits =
+            statics.iter().any(|s| name(s) == name(mirror) && s.metadata.uid.as_deref() == hash(mirror));
         if !fits || mirror.metadata.deletion_timestamp.is_some() {
             writes.delete.push(Arc::clone(mirror));
         }
@@ -67,7 +68,8 @@ pub fn object(pod: &Pod, node: Option<&Node>) -> Pod {
 /// Carries the writes out. Conflicts and what is gone already are fine: the next look decides again.
 pub async fn apply(client: &kube::Client, node: &str, writes: Writes) -> Result<(), kube::Error> {
     for mirror in writes.delete {
-        let api: Api<Pod> = Api::namespaced(client.clone(), mirror.metadata.namespace.as_deref().unwrap_or(""));
+        let api: Api<Pod> =
+            Api::namespaced(client.clone(), mirror.metadata.namespace.as_deref().unwrap_or(""));
         let params = DeleteParams {
             grace_period_seconds: Some(0),
             preconditions: Some(Preconditions { uid: mirror.metadata.uid.clone(), resource_version: None }),

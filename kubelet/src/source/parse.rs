@@ -47,7 +47,9 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// A kind that has no place here.
-    #[error("document {document} is of kind {kind:?}: only Pod, PodList, ConfigMap and Secret (v1) can be given as files")]
+    #[error(
+        "document {document} is of kind {kind:?}: only Pod, PodList, ConfigMap and Secret (v1) can be given as files"
+    )]
     Kind {
         /// Which document of the file, from 1.
         document: usize,
@@ -121,7 +123,11 @@ fn one(
     Ok(())
 }
 
-fn typed<T: serde::de::DeserializeOwned + serde::Serialize>(value: &Value, document: usize, kind: &str) -> Result<T, ManifestError> {
+fn typed<T: serde::de::DeserializeOwned + serde::Serialize>(
+    value: &Value,
+    document: usize,
+    kind: &str,
+) -> Result<T, ManifestError> {
     let shape = |source| ManifestError::Shape { document, kind: kind.to_owned(), source };
     let object: T = serde_json::from_value(value.clone()).map_err(shape)?;
     let back = serde_json::to_value(&object).map_err(shape)?;
@@ -163,7 +169,12 @@ fn prepare(
     now: Timestamp,
 ) -> Result<Pod, ManifestError> {
     let missing = |what| ManifestError::Missing { document, what };
-    let name = pod.metadata.name.clone().filter(|n| !n.is_empty()).ok_or(missing("metadata.name is missing: every static pod needs a name"))?;
+    let name = pod
+        .metadata
+        .name
+        .clone()
+        .filter(|n| !n.is_empty())
+        .ok_or(missing("metadata.name is missing: every static pod needs a name"))?;
     let Some(spec) = pod.spec.as_mut().filter(|s| !s.containers.is_empty()) else {
         return Err(missing("spec.containers is empty: a pod needs at least one container"));
     };
@@ -207,5 +218,44 @@ fn defaults(spec: &mut k8s_openapi::api::core::v1::PodSpec) {
                 port.host_port.get_or_insert(port.container_port);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Manifest, String> {
+        let at = Timestamp::UNIX_EPOCH;
+        parse(text, Path::new("/m/a.yaml"), "Node1", at).map_err(|err| client::describe(&err))
+    }
+
+    #[test]
+    fn a_static_pod_has_a_name_of_its_node_and_a_lasting_uid() {
+        let text =
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i}]}\n";
+        let one = read(text).expect("good");
+        assert_eq!(one, read(text).expect("good"));
+        assert_eq!(one.pods[0].metadata.name.as_deref(), Some("a-node1"));
+        assert_ne!(
+            one.pods[0].metadata.uid,
+            read(&text.replace("image: i", "image: j")).expect("good").pods[0].metadata.uid
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let field = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, image: i, comand: [x]}]}\n";
+        assert_eq!(
+            read(field),
+            Err("document 1 is not a valid Pod: unknown field \"spec.containers[0].comand\"".into())
+        );
+        assert!(read("a: [").expect_err("bad").contains("document 1 is not valid YAML"));
+        assert!(read("apiVersion: apps/v1\nkind: Deployment\n").expect_err("bad").contains("only Pod"));
+        assert!(
+            read("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}")
+                .expect_err("bad")
+                .contains("at least one container")
+        );
     }
 }

@@ -21,8 +21,13 @@ pub(super) fn all(f: &Facts<'_>, status: &PodStatus) -> Vec<PodCondition> {
         ("ContainersReady", containers),
     ];
     let previous = f.previous.conditions.as_deref().unwrap_or_default();
-    let mut list: Vec<PodCondition> = own.into_iter().map(|(kind, word)| make(f, previous, kind, word)).collect();
-    for other in previous.iter().filter(|c| !list.iter().any(|mine| mine.type_ == c.type_)).cloned().collect::<Vec<_>>()
+    let mut list: Vec<PodCondition> =
+        own.into_iter().map(|(kind, word)| make(f, previous, kind, word)).collect();
+    for other in previous
+        .iter()
+        .filter(|c| !list.iter().any(|mine| mine.type_ == c.type_))
+        .cloned()
+        .collect::<Vec<_>>()
     {
         list.push(other);
     }
@@ -130,9 +135,12 @@ fn ready(f: &Facts<'_>, containers: &Word) -> Word {
     for gate in view::spec(f.pod).readiness_gates.iter().flatten() {
         let kind = &gate.condition_type;
         match others.iter().find(|c| c.type_ == *kind) {
-            None => missing.push(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
-            Some(c) if c.status != "True" => missing
-                .push(format!("the status of pod readiness gate \"{kind}\" is not \"True\", but {}", c.status)),
+            None => missing
+                .push(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
+            Some(c) if c.status != "True" => missing.push(format!(
+                "the status of pod readiness gate \"{kind}\" is not \"True\", but {}",
+                c.status
+            )),
             Some(_) => {}
         }
     }

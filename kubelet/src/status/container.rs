@@ -135,7 +135,10 @@ fn shown_failure(failure: &Failure, now: Timestamp) -> (String, String) {
     if failure.reason == "ErrImagePull" && until(failure.at, now) >= FRESH_FAILURE {
         let image = failure.message.split_once('\n').map_or("", |(image, _)| image);
         let text = message_of(failure);
-        return ("ImagePullBackOff".into(), format!("Back-off pulling image \"{image}\": ErrImagePull: {text}"));
+        return (
+            "ImagePullBackOff".into(),
+            format!("Back-off pulling image \"{image}\": ErrImagePull: {text}"),
+        );
     }
     (failure.reason.clone(), message_of(failure))
 }
@@ -199,9 +202,10 @@ fn mounts(member: &Member<'_>) -> Option<Vec<VolumeMountStatus>> {
                 name: m.name.clone(),
                 mount_path: m.mount_path.clone(),
                 read_only: m.read_only.filter(|ro| *ro),
-                recursive_read_only: m.recursive_read_only.clone().or_else(|| {
-                    m.read_only.filter(|ro| *ro).map(|_| "Disabled".into())
-                }),
+                recursive_read_only: m
+                    .recursive_read_only
+                    .clone()
+                    .or_else(|| m.read_only.filter(|ro| *ro).map(|_| "Disabled".into())),
                 ..VolumeMountStatus::default()
             })
             .collect()

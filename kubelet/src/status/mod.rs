@@ -61,14 +61,20 @@ pub fn compute(f: &Facts<'_>) -> PodStatus {
     }
     let alive = f.seen.containers.iter().any(Seen::alive);
     let phase = match &ended {
-        Some(end) if !alive => if end.success { "Succeeded" } else { "Failed" },
+        Some(end) if !alive => {
+            if end.success {
+                "Succeeded"
+            } else {
+                "Failed"
+            }
+        }
         _ => phase(f, &apps),
     };
     let ips = ips(f);
     let mut status = PodStatus {
         phase: Some(phase.into()),
         qos_class: Some(qos::class(spec).into()),
-        start_time: f.previous.start_time.clone().or_else(|| Some(Time(f.now))),
+        start_time: f.previous.start_time.clone().or(Some(Time(f.now))),
         observed_generation: f.pod.metadata.generation,
         reason: ended.as_ref().and_then(|e| e.reason.clone()),
         message: ended.as_ref().and_then(|e| e.message.clone()),
@@ -99,11 +105,7 @@ fn ended(f: &Facts<'_>) -> Option<Ended> {
             let began = f.seen.containers.iter().any(|c| c.exit().is_some());
             let apps = &view::spec(f.pod).containers;
             let fine = |name: &str| f.seen.newest(name).is_none_or(|c| c.exit() == Some(0));
-            began.then(|| Ended {
-                success: apps.iter().all(|c| fine(&c.name)),
-                reason: None,
-                message: None,
-            })
+            began.then(|| Ended { success: apps.iter().all(|c| fine(&c.name)), reason: None, message: None })
         }
         None => None,
     }
@@ -208,3 +210,6 @@ fn again(f: &Facts<'_>, member: &view::Member<'_>, code: i32) -> bool {
     let policy = view::restart_policy(view::spec(f.pod), member);
     !ends && policy != Restart::Never && policy.again(code)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,19 @@ use serde_json::{Map, Value, json};
 
 /// Fields of a pod's status that are the kubelet's.
 const OWNED: &[&str] = &[
-    "phase", "reason", "message", "qosClass", "startTime", "hostIP", "hostIPs", "podIP", "podIPs",
-    "conditions", "containerStatuses", "initContainerStatuses", "observedGeneration",
+    "phase",
+    "reason",
+    "message",
+    "qosClass",
+    "startTime",
+    "hostIP",
+    "hostIPs",
+    "podIP",
+    "podIPs",
+    "conditions",
+    "containerStatuses",
+    "initContainerStatuses",
+    "observedGeneration",
 ];
 
 /// Lists that the apiserver merges by a key: list, key.

@@ -44,9 +44,9 @@ fn of_all<'a>(all: impl Iterator<Item = &'a ResourceRequirements>) -> &'static s
 }
 
 fn empty(r: &ResourceRequirements) -> bool {
-    ["cpu", "memory"].iter().all(|kind| {
-        get(r.limits.as_ref(), kind).is_none() && get(r.requests.as_ref(), kind).is_none()
-    })
+    ["cpu", "memory"]
+        .iter()
+        .all(|kind| get(r.limits.as_ref(), kind).is_none() && get(r.requests.as_ref(), kind).is_none())
 }
 
 /// A positive amount in thousandths.

@@ -70,7 +70,9 @@ impl Bench {
     pub fn apply(&mut self, yaml: &str) {
         let manifest = parse(yaml, Path::new("test.yaml"), "node1", epoch()).expect("a good manifest");
         let mut files = Files::default();
-        let key = |ns: &Option<String>, name: &Option<String>| (ns.clone().unwrap_or_default(), name.clone().unwrap_or_default());
+        let key = |ns: &Option<String>, name: &Option<String>| {
+            (ns.clone().unwrap_or_default(), name.clone().unwrap_or_default())
+        };
         for map in manifest.config_maps {
             files.config_maps.insert(key(&map.metadata.namespace, &map.metadata.name), map);
         }
@@ -130,7 +132,12 @@ impl Bench {
     pub async fn until(&self, name: &str, want: &str) {
         let deadline = Instant::now() + Duration::from_secs(1000);
         while self.line(name) != want {
-            assert!(Instant::now() < deadline, "wanted {want:?}, is {:?}\n{}", self.line(name), self.fake.calls());
+            assert!(
+                Instant::now() < deadline,
+                "wanted {want:?}, is {:?}\n{}",
+                self.line(name),
+                self.fake.calls()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

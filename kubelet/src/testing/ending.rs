@@ -5,7 +5,9 @@ use expect_test::expect;
 use super::bench::Bench;
 
 fn pod(extra: &str, container: &str) -> String {
-    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{extra}  containers:\n  - {{name: app, image: i:1, {container}}}\n")
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{extra}  containers:\n  - {{name: app, image: i:1, {container}}}\n"
+    )
 }
 
 async fn started(extra: &str, container: &str) -> Bench {

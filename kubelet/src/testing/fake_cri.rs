@@ -73,8 +73,9 @@ impl FakeCri {
 
     pub fn config_of(&self, name: &str) -> ContainerConfig {
         let inside = self.inside.lock();
-        let found = inside.containers.values().filter(|c| c.config.metadata.as_ref().is_some_and(|m| m.name == name));
-        found.last().expect("a container of that name").config.clone()
+        let mut found =
+            inside.containers.values().filter(|c| c.config.metadata.as_ref().is_some_and(|m| m.name == name));
+        found.next_back().expect("a container of that name").config.clone()
     }
 
     /// The container of that name ends.
@@ -168,7 +169,10 @@ impl Cri for Handle {
         Ok(RunPodSandboxResponse { pod_sandbox_id: id })
     }
 
-    async fn stop_pod_sandbox(&self, request: StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Status> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: StopPodSandboxRequest,
+    ) -> Result<StopPodSandboxResponse, Status> {
         self.0.note("stop-sandbox".into());
         if let Some(sandbox) = self.0.inside.lock().sandboxes.get_mut(&request.pod_sandbox_id) {
             sandbox.1 = false;
@@ -176,7 +180,10 @@ impl Cri for Handle {
         Ok(StopPodSandboxResponse {})
     }
 
-    async fn remove_pod_sandbox(&self, request: RemovePodSandboxRequest) -> Result<RemovePodSandboxResponse, Status> {
+    async fn remove_pod_sandbox(
+        &self,
+        request: RemovePodSandboxRequest,
+    ) -> Result<RemovePodSandboxResponse, Status> {
         self.0.note("remove-sandbox".into());
         let mut inside = self.0.inside.lock();
         inside.sandboxes.remove(&request.pod_sandbox_id);
@@ -184,28 +191,49 @@ impl Cri for Handle {
         Ok(RemovePodSandboxResponse {})
     }
 
-    async fn pod_sandbox_status(&self, request: PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse, Status> {
+    async fn pod_sandbox_status(
+        &self,
+        request: PodSandboxStatusRequest,
+    ) -> Result<PodSandboxStatusResponse, Status> {
         let inside = self.0.inside.lock();
-        let (sandbox, ready) = inside.sandboxes.get(&request.pod_sandbox_id).ok_or_else(|| Status::not_found("sandbox"))?;
+        let (sandbox, ready) =
+            inside.sandboxes.get(&request.pod_sandbox_id).ok_or_else(|| Status::not_found("sandbox"))?;
         let status = PodSandboxStatus {
             id: sandbox.id.clone(),
             metadata: sandbox.metadata.clone(),
-            state: if *ready { PodSandboxState::SandboxReady as i32 } else { PodSandboxState::SandboxNotready as i32 },
+            state: if *ready {
+                PodSandboxState::SandboxReady as i32
+            } else {
+                PodSandboxState::SandboxNotready as i32
+            },
             created_at: sandbox.created_at,
-            network: ready.then(|| PodSandboxNetworkStatus { ip: "10.9.0.5".into(), additional_ips: Vec::new() }),
+            network: ready
+                .then(|| PodSandboxNetworkStatus { ip: "10.9.0.5".into(), additional_ips: Vec::new() }),
             ..Default::default()
         };
         Ok(PodSandboxStatusResponse { status: Some(status), ..Default::default() })
     }
 
-    async fn list_pod_sandbox(&self, request: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, Status> {
+    async fn list_pod_sandbox(
+        &self,
+        request: ListPodSandboxRequest,
+    ) -> Result<ListPodSandboxResponse, Status> {
         let selector = request.filter.unwrap_or_default().label_selector;
         let inside = self.0.inside.lock();
-        let items = inside.sandboxes.values().map(|(s, _)| s).filter(|s| fits(&s.labels, &selector)).cloned().collect();
+        let items = inside
+            .sandboxes
+            .values()
+            .map(|(s, _)| s)
+            .filter(|s| fits(&s.labels, &selector))
+            .cloned()
+            .collect();
         Ok(ListPodSandboxResponse { items })
     }
 
-    async fn create_container(&self, request: CreateContainerRequest) -> Result<CreateContainerResponse, Status> {
+    async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, Status> {
         let config = request.config.expect("a config");
         let mut inside = self.0.inside.lock();
         inside.next += 1;
@@ -226,7 +254,10 @@ impl Cri for Handle {
         Ok(CreateContainerResponse { container_id: id })
     }
 
-    async fn start_container(&self, request: StartContainerRequest) -> Result<StartContainerResponse, Status> {
+    async fn start_container(
+        &self,
+        request: StartContainerRequest,
+    ) -> Result<StartContainerResponse, Status> {
         let id = request.container_id;
         self.0.note(format!("start {}", self.0.name_of(&id)));
         let now = self.0.now();
@@ -253,7 +284,8 @@ impl Cri for Handle {
     async fn stop_container(&self, request: StopContainerRequest) -> Result<StopContainerResponse, Status> {
         let id = request.container_id;
         self.0.note(format!("stop {} within {}s", self.0.name_of(&id), request.timeout));
-        let command = self.0.inside.lock().containers.get(&id).map(|c| c.config.command.clone()).unwrap_or_default();
+        let command =
+            self.0.inside.lock().containers.get(&id).map(|c| c.config.command.clone()).unwrap_or_default();
         if command.first().is_some_and(|c| c == "stubborn") {
             tokio::time::sleep(Duration::from_secs(request.timeout.unsigned_abs())).await;
             self.0.end(&id, 137);
@@ -263,13 +295,19 @@ impl Cri for Handle {
         Ok(StopContainerResponse {})
     }
 
-    async fn remove_container(&self, request: RemoveContainerRequest) -> Result<RemoveContainerResponse, Status> {
+    async fn remove_container(
+        &self,
+        request: RemoveContainerRequest,
+    ) -> Result<RemoveContainerResponse, Status> {
         self.0.note(format!("remove {}", self.0.name_of(&request.container_id)));
         self.0.inside.lock().containers.remove(&request.container_id);
         Ok(RemoveContainerResponse {})
     }
 
-    async fn list_containers(&self, request: ListContainersRequest) -> Result<ListContainersResponse, Status> {
+    async fn list_containers(
+        &self,
+        request: ListContainersRequest,
+    ) -> Result<ListContainersResponse, Status> {
         let selector = request.filter.unwrap_or_default().label_selector;
         let inside = self.0.inside.lock();
         let fitting = inside.containers.values().filter(|c| fits(&c.status.labels, &selector));
@@ -285,7 +323,10 @@ impl Cri for Handle {
         Ok(ListContainersResponse { containers })
     }
 
-    async fn container_status(&self, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
+    async fn container_status(
+        &self,
+        request: ContainerStatusRequest,
+    ) -> Result<ContainerStatusResponse, Status> {
         let inside = self.0.inside.lock();
         let c = inside.containers.get(&request.container_id).ok_or_else(|| Status::not_found("container"))?;
         Ok(ContainerStatusResponse { status: Some(c.status.clone()), ..Default::default() })

@@ -26,7 +26,10 @@ async fn a_pod_starts_and_is_ready() {
     assert_eq!(status.host_ip.as_deref(), Some("192.0.2.1"));
     assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
     let types: Vec<&str> = status.conditions.iter().flatten().map(|c| c.type_.as_str()).collect();
-    assert_eq!(types, ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]);
+    assert_eq!(
+        types,
+        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -35,9 +38,17 @@ async fn a_crashing_container_backs_off() {
     b.apply(&pod("Always", "  containers:\n  - {name: app, image: i:1, command: [exit, '1']}\n"));
     b.until("web", "Running | app CrashLoopBackOff x3 (last exit 1)").await;
     let status = b.status("web");
-    let waiting = status.container_statuses.as_ref().and_then(|c| c[0].state.clone()).and_then(|s| s.waiting).expect("waiting");
+    let waiting = status
+        .container_statuses
+        .as_ref()
+        .and_then(|c| c[0].state.clone())
+        .and_then(|s| s.waiting)
+        .expect("waiting");
     let uid = b.pod("web").metadata.uid.expect("uid");
-    assert_eq!(waiting.message, Some(format!("back-off 40s restarting failed container=app pod=web_default({uid})")));
+    assert_eq!(
+        waiting.message,
+        Some(format!("back-off 40s restarting failed container=app pod=web_default({uid})"))
+    );
     b.sleep(700).await;
     expect![[r#"
         0s run-sandbox web#0
@@ -61,9 +72,13 @@ async fn a_crashing_container_backs_off() {
 #[tokio::test(start_paused = true)]
 async fn a_long_good_run_resets_the_back_off() {
     let mut b = Bench::new();
-    b.apply(&pod("Always", "  containers:\n  - {name: app, image: i:1, command: [exit, '1', after, '601']}\n"));
+    b.apply(&pod(
+        "Always",
+        "  containers:\n  - {name: app, image: i:1, command: [exit, '1', after, '601']}\n",
+    ));
     b.sleep(1900).await;
-    let starts: Vec<String> = b.fake.calls().lines().filter(|l| l.contains("start ")).map(String::from).collect();
+    let starts: Vec<String> =
+        b.fake.calls().lines().filter(|l| l.contains("start ")).map(String::from).collect();
     assert_eq!(starts, ["0s start app#0", "601s start app#1", "1202s start app#2", "1803s start app#3"]);
 }
 
@@ -77,7 +92,10 @@ async fn restart_policies() {
         ("Always", 0, "Running | app CrashLoopBackOff x1 (last exit 0)"),
     ] {
         let mut b = Bench::new();
-        b.apply(&pod(policy, &format!("  containers:\n  - {{name: app, image: i:1, command: [exit, '{code}']}}\n")));
+        b.apply(&pod(
+            policy,
+            &format!("  containers:\n  - {{name: app, image: i:1, command: [exit, '{code}']}}\n"),
+        ));
         b.until("web", want).await;
     }
 }
@@ -87,7 +105,8 @@ async fn init_containers_run_in_order_and_sidecars_stay() {
     let mut b = Bench::new();
     let yaml = "  initContainers:\n  - {name: one, image: i:1, command: [exit, '0', after, '2']}\n  - {name: side, image: i:1, command: [run], restartPolicy: Always}\n  - {name: two, image: i:1, command: [exit, '0', after, '3']}\n  containers:\n  - {name: app, image: i:1, command: [exit, '0', after, '4']}\n";
     b.apply(&pod("Never", yaml));
-    b.until("web", "Pending | one running, side PodInitializing, two PodInitializing, app PodInitializing").await;
+    b.until("web", "Pending | one running, side PodInitializing, two PodInitializing, app PodInitializing")
+        .await;
     b.until("web", "Running ready | one exit 0, side running, two exit 0, app running").await;
     b.until("web", "Succeeded | one exit 0, side exit 0, two exit 0, app exit 0").await;
     expect![[r#"

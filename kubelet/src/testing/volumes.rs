@@ -19,7 +19,8 @@ async fn a_config_map_is_waited_for_mounted_and_followed() {
     assert!(mount.readonly);
     let page = std::path::Path::new(&mount.host_path).join("page");
     assert_eq!(fs::read_to_string(&page).expect("page"), "hello");
-    let env: Vec<(String, String)> = config.envs.iter().map(|e| (e.key.clone(), String::from_utf8_lossy(&e.value).into_owned())).collect();
+    let env: Vec<(String, String)> =
+        config.envs.iter().map(|e| (e.key.clone(), String::from_utf8_lossy(&e.value).into_owned())).collect();
     assert!(env.contains(&("B".into(), "a=x".into())), "{env:?}");
     b.apply(&MAP.replace("hello", "bye"));
     for _ in 0..100 {
@@ -38,7 +39,12 @@ async fn a_missing_key_is_a_config_error() {
     b.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - name: app\n    image: i:1\n    env:\n    - {name: A, valueFrom: {configMapKeyRef: {name: cfg, key: nope}}}\n");
     b.until("web", "Pending | app CreateContainerConfigError").await;
     let status = b.status("web");
-    let waiting = status.container_statuses.as_ref().and_then(|c| c[0].state.clone()).and_then(|s| s.waiting).expect("waiting");
+    let waiting = status
+        .container_statuses
+        .as_ref()
+        .and_then(|c| c[0].state.clone())
+        .and_then(|s| s.waiting)
+        .expect("waiting");
     assert_eq!(waiting.message.as_deref(), Some("couldn't find key nope in ConfigMap default/cfg"));
 }
 
@@ -53,7 +59,9 @@ async fn memory_and_secret_volumes_are_mounted_and_removed() {
     b.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {a: b}}\nspec:\n  securityContext: {fsGroup: 1234}\n  volumes:\n  - {name: m, emptyDir: {medium: Memory, sizeLimit: 1Mi}}\n  - {name: s, secret: {secretName: s, defaultMode: 256}}\n  - name: p\n    projected:\n      sources:\n      - {downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}\n      - {secret: {name: s, items: [{key: key, path: deep/key}]}}\n  containers:\n  - name: app\n    image: i:1\n    command: [run]\n    volumeMounts:\n    - {name: m, mountPath: /m, subPath: inner}\n    - {name: s, mountPath: /s, subPath: key}\n    - {name: p, mountPath: /p}\n");
     b.until("web", "Running ready | app running").await;
     let config = b.fake.config_of("app");
-    let at = |path: &str| config.mounts.iter().find(|m| m.container_path == path).expect("a mount").host_path.clone();
+    let at = |path: &str| {
+        config.mounts.iter().find(|m| m.container_path == path).expect("a mount").host_path.clone()
+    };
     assert_eq!(fs::read_to_string(at("/s")).expect("secret"), "secret");
     assert!(fs::metadata(at("/m")).expect("sub-path").is_dir());
     let p = std::path::PathBuf::from(at("/p"));

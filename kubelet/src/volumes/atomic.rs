@@ -175,8 +175,10 @@ mod tests {
         assert!(!write(root, &files(&[("a", "1"), ("d/b", "2")]), None, at(2)).expect("same"));
         assert!(write(root, &files(&[("a", "3")]), None, at(3)).expect("changed"));
         assert_eq!(fs::read_to_string(root.join("a")).expect("a"), "3");
-        let mut names: Vec<String> =
-            fs::read_dir(root).expect("list").map(|e| e.expect("entry").file_name().into_string().expect("utf-8")).collect();
+        let mut names: Vec<String> = fs::read_dir(root)
+            .expect("list")
+            .map(|e| e.expect("entry").file_name().into_string().expect("utf-8"))
+            .collect();
         names.sort();
         assert_eq!(names, ["..1970_01_01_00_00_03.000000000", "..data", "a"]);
     }

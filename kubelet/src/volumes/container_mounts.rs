@@ -42,18 +42,20 @@ fn one(
     env: &[(String, Vec<u8>)],
 ) -> Result<cri::Mount, String> {
     let root = host_path_of(pod_dir, volume).ok_or("the kind of volume is not supported")?;
-    if volume.host_path.as_ref().is_some_and(|h| h.type_.as_deref().unwrap_or("").is_empty()) && !root.exists() {
+    if volume.host_path.as_ref().is_some_and(|h| h.type_.as_deref().unwrap_or("").is_empty())
+        && !root.exists()
+    {
         fs::create_dir_all(&root).map_err(|err| format!("make hostPath {}: {err}", root.display()))?;
     }
     let source = match sub_path(mount, env)? {
         Some(path) => {
-            let target = pod_dir
-                .join("volume-subpaths")
-                .join(&volume.name)
-                .join(&container.name)
-                .join(n.to_string());
+            let target =
+                pod_dir.join("volume-subpaths").join(&volume.name).join(&container.name).join(n.to_string());
             bind_sub_path(&root, &path, &target).map_err(|err| {
-                format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {err}", mount.name, container.name)
+                format!(
+                    "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {err}",
+                    mount.name, container.name
+                )
             })?
         }
         None => root,
@@ -122,7 +124,11 @@ pub fn hosts(pod_dir: &Path, container: &Container) -> Option<cri::Mount> {
 }
 
 /// Makes an empty termination-message file for one run of a container.
-pub fn termination_message(pod_dir: &Path, container: &Container, attempt: u32) -> io::Result<Option<cri::Mount>> {
+pub fn termination_message(
+    pod_dir: &Path,
+    container: &Container,
+    attempt: u32,
+) -> io::Result<Option<cri::Mount>> {
     let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
     if path.is_empty() {
         return Ok(None);

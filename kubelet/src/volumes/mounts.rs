@@ -50,7 +50,8 @@ pub fn bind(source: &OwnedFd, target: &Path, is_dir: bool) -> io::Result<()> {
     } else if !target.exists() {
         fs::write(target, b"")?;
     }
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source, "", flags)?;
     attach(&tree, target)
 }

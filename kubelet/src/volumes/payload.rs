@@ -100,7 +100,12 @@ fn mode(given: Option<i32>) -> u32 {
     given.and_then(|m| u32::try_from(m).ok()).unwrap_or(0o644) & 0o777
 }
 
-fn projection(inputs: &Inputs<'_>, part: &VolumeProjection, mode: u32, files: &mut Payload) -> Result<(), String> {
+fn projection(
+    inputs: &Inputs<'_>,
+    part: &VolumeProjection,
+    mode: u32,
+    files: &mut Payload,
+) -> Result<(), String> {
     if let Some(p) = &part.config_map {
         config_map(inputs, &p.name, p.items.as_deref(), p.optional == Some(true), mode, files)?;
     }
@@ -137,8 +142,8 @@ fn token_owner(pod: &Pod, mode: u32) -> (u32, Option<u32>) {
         return (0o600, None);
     }
     let user = |own: Option<i64>| own.or(of_pod.and_then(|s| s.run_as_user));
-    let mut users = view::members(spec)
-        .map(|m| user(m.spec.security_context.as_ref().and_then(|s| s.run_as_user)));
+    let mut users =
+        view::members(spec).map(|m| user(m.spec.security_context.as_ref().and_then(|s| s.run_as_user)));
     let first = users.next().flatten();
     match first.and_then(|uid| u32::try_from(uid).ok()) {
         Some(uid) if users.all(|u| u == first) => (0o600, Some(uid)),

@@ -40,7 +40,9 @@ pub enum TokenError {
     #[error("the apiserver gave no token for service account \"{0}\"")]
     Empty(String),
     /// There is no apiserver.
-    #[error("service account tokens need an apiserver, and this kubelet runs standalone: remove the serviceAccountToken projection")]
+    #[error(
+        "service account tokens need an apiserver, and this kubelet runs standalone: remove the serviceAccountToken projection"
+    )]
     Standalone,
 }
 
@@ -76,7 +78,12 @@ impl Tokens {
     }
 }
 
-async fn request(client: &kube::Client, pod: &PodKey, wish: &TokenWish, now: Timestamp) -> Result<Held, TokenError> {
+async fn request(
+    client: &kube::Client,
+    pod: &PodKey,
+    wish: &TokenWish,
+    now: Timestamp,
+) -> Result<Held, TokenError> {
     let accounts: kube::Api<ServiceAccount> = kube::Api::namespaced(client.clone(), &pod.namespace);
     let body = TokenRequest {
         spec: Some(TokenRequestSpec {
