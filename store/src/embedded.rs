@@ -14,12 +14,16 @@ mod state;
 mod watch;
 mod writer;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 pub use compaction::Retention;
 
@@ -86,7 +90,7 @@ pub fn open_embedded_with(path: &Path, options: Options) -> Result<Arc<Embedded>
     }
     let state = history::load(&tables).map_err(engine)?;
     let shared = Arc::new(Shared { tables, state: RwLock::new(state), options });
-    let (requests, inbox) = mpsc::channel(1024);
+    let (requests, inbox) = mpsc::channel();
     let writer = writer::spawn(shared.clone(), inbox)
         .map_err(|e| OpenError::Engine { path: path.to_owned(), source: Arc::new(e) })?;
     Ok(Arc::new(Embedded { shared, requests: Some(requests), writer: Mutex::new(Some(writer)) }))
@@ -147,7 +151,7 @@ impl Embedded {
     async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let requests = self.requests.as_ref().ok_or(StoreError::Closed)?;
-        requests.send(make(reply)).await.map_err(|_| StoreError::Closed)?;
+        requests.send(make(reply)).map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)
     }
 
