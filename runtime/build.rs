@@ -12,8 +12,13 @@ use std::process::Command;
 fn main() {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let workspace = here.parent().expect("the crate is in the workspace");
-    for input in ["runtime/keeper/src", "runtime/keeper/Cargo.toml", "runtime/keeper/build.rs", "sys/src", "sys/Cargo.toml"]
-    {
+    for input in [
+        "runtime/keeper/src",
+        "runtime/keeper/Cargo.toml",
+        "runtime/keeper/build.rs",
+        "sys/src",
+        "sys/Cargo.toml",
+    ] {
         println!("cargo:rerun-if-changed={}", workspace.join(input).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
@@ -34,12 +39,15 @@ fn build(workspace: &Path, target: &str, out: &Path) {
     // Everything that cargo tells a build script would change the inner build.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let of_outer = ["CARGO_", "RUSTC", "RUSTFLAGS", "RUSTDOC", "CLIPPY", "DEP_"].iter().any(|prefix| text.starts_with(prefix));
+        let of_outer = ["CARGO_", "RUSTC", "RUSTFLAGS", "RUSTDOC", "CLIPPY", "DEP_"]
+            .iter()
+            .any(|prefix| text.starts_with(prefix));
         if of_outer && text != "CARGO_HOME" {
             cargo.env_remove(&name);
         }
     }
-    for name in ["TARGET", "HOST", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG", "NUM_JOBS", "LD_LIBRARY_PATH"] {
+    for name in ["TARGET", "HOST", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG", "NUM_JOBS", "LD_LIBRARY_PATH"]
+    {
         cargo.env_remove(name);
     }
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");

@@ -25,7 +25,8 @@ async fn main() {
     for (name, all) in &mut times {
         all.sort_unstable();
         let at = |percent: usize| all[(all.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
-        let budget = BUDGETS.iter().find(|(of, _)| of == name).map_or(String::new(), |(_, ms)| format!("{ms}"));
+        let budget =
+            BUDGETS.iter().find(|(of, _)| of == name).map_or(String::new(), |(_, ms)| format!("{ms}"));
         println!("{name:<24}{:>10.2}{:>10.2}{budget:>10}", at(50), at(99));
     }
     drop(runtime);

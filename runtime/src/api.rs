@@ -58,7 +58,11 @@ impl Runtime {
     ///
     /// # Errors
     /// `NoSandbox`; what writing the record gave.
-    pub async fn set_sandbox_meta(&self, id: &SandboxId, meta: serde_json::Value) -> Result<(), RuntimeError> {
+    pub async fn set_sandbox_meta(
+        &self,
+        id: &SandboxId,
+        meta: serde_json::Value,
+    ) -> Result<(), RuntimeError> {
         self.inner.change_sandbox(id, |entry| entry.record.meta = Arc::new(meta))
     }
 

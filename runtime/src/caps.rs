@@ -130,7 +130,11 @@ pub fn bit_of(name: &str) -> Option<u64> {
 
 /// Names (with `CAP_`) of a set, by number.
 pub fn names(set: u64) -> impl Iterator<Item = String> {
-    NAMES.iter().enumerate().filter(move |(at, _)| set & (1 << at) != 0).map(|(_, name)| format!("CAP_{name}"))
+    NAMES
+        .iter()
+        .enumerate()
+        .filter(move |(at, _)| set & (1 << at) != 0)
+        .map(|(_, name)| format!("CAP_{name}"))
 }
 
 #[cfg(test)]
@@ -150,13 +154,34 @@ mod tests {
 
     #[test]
     fn wishes_change_the_default() {
-        check(&[], &[], false, expect!["CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD AUDIT_WRITE SETFCAP"]);
+        check(
+            &[],
+            &[],
+            false,
+            expect![
+                "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD AUDIT_WRITE SETFCAP"
+            ],
+        );
         check(&["NET_ADMIN"], &["ALL"], false, expect!["NET_ADMIN"]);
         check(&[], &["all"], false, expect![""]);
         check(&["ALL"], &[], false, expect!["all"]);
-        check(&["cap_sys_time"], &["MKNOD", "CAP_NET_RAW"], false, expect!["CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SYS_TIME AUDIT_WRITE SETFCAP"]);
+        check(
+            &["cap_sys_time"],
+            &["MKNOD", "CAP_NET_RAW"],
+            false,
+            expect![
+                "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SYS_TIME AUDIT_WRITE SETFCAP"
+            ],
+        );
         check(&[], &[], true, expect!["all"]);
-        check(&["ROOT"], &[], false, expect![[r#"capability "ROOT" is not known: use a name of capabilities(7), such as NET_ADMIN, or ALL"#]]);
+        check(
+            &["ROOT"],
+            &[],
+            false,
+            expect![[
+                r#"capability "ROOT" is not known: use a name of capabilities(7), such as NET_ADMIN, or ALL"#
+            ]],
+        );
     }
 
     #[test]

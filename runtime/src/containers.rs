@@ -3,8 +3,7 @@
 //! Guarantees: create checks all that can be checked without running it; start is one message to the keeper; a
 //! container that could not be started is exited with the reason, never half running.
 
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,27 +11,17 @@ use jiff::Timestamp;
 use keeper::client::{ClientError, LaunchReply};
 use keeper::plan::{Fds, LaunchPlan, Stdio};
 use keeper::protocol::{FailureKind, SignalTarget};
-use rustix::fs::OFlags;
-use sys::cgroup::Group;
 
-use crate::core::{
-    ContainerEntry, Held, Inner, Ready, blocking, chain, keeper_error, timestamp,
-};
-use crate::devices;
+use crate::core::{ContainerEntry, Held, Inner, Ready, blocking, chain, keeper_error, timestamp};
 use crate::error::{RuntimeError, StartError};
 use crate::id::ContainerId;
-use crate::oci::{self, Surroundings};
-use crate::overlay::{self, Writable};
-use crate::plan::{self, Draft, Origin};
+use crate::plan::Origin;
 use crate::prepare::{self, Parts};
 use crate::record::{self, ContainerRecord, SandboxRecord};
 use crate::signal;
-use crate::spec::{ContainerSpec, NamespaceMode, ResolvedUser, Resources};
+use crate::spec::{ContainerSpec, NamespaceMode, Resources};
 use crate::state::{Container, ContainerState, Event, Exit, ExitReason, ExitStatus, SandboxState};
-use crate::user;
 
-/// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
-const USERS_LIMIT: usize = 1 << 20;
 /// How long a killed container may take to end: the kernel can be busy with its disk.
 const KILL_TIME: Duration = Duration::from_secs(30);
 /// Exit code of a container that could not be started, as containerd has it.
@@ -40,7 +29,10 @@ const START_ERROR: i32 = 128;
 
 impl Inner {
     /// Makes a container's record, writable layer and cgroup.
-    pub async fn create_container(self: &Arc<Self>, mut spec: ContainerSpec) -> Result<Container, RuntimeError> {
+    pub async fn create_container(
+        self: &Arc<Self>,
+        mut spec: ContainerSpec,
+    ) -> Result<Container, RuntimeError> {
         let id = spec.id.clone();
         let sandbox = self.sandbox_record(&spec.sandbox)?;
         if sandbox.state != SandboxState::Ready {
@@ -87,125 +79,6 @@ impl Inner {
         drop(objects);
         self.announce(Event::ContainerCreated { id, sandbox: snapshot.spec.sandbox.clone() });
         Ok(snapshot)
-    }
-
-    fn make_container(
-        &self,
-        spec: &ContainerSpec,
-        sandbox: &SandboxRecord,
-    ) -> Result<(ResolvedUser, String, Vec<String>, Ready), RuntimeError> {
-        if let Some(name) = &spec.stop_signal {
-            signal::parse(name)?;
-        }
-        let rootfs = self.mount_root(spec)?;
-        let (passwd, group) = (users(&rootfs, "etc/passwd")?, users(&rootfs, "etc/group")?);
-        let user = user::resolve(&spec.user, &passwd, &group)?;
-        let cgroup = format!("{}/{}", sandbox.cgroup, spec.id);
-        let draft = self.draft(spec, &user, &cgroup, sandbox)?;
-        // Refuses a bad profile now, and has the filter ready.
-        self.filter(spec)?;
-        let (_, unenforced) = self.container_cgroup(spec, &cgroup)?;
-        Ok((user, cgroup, unenforced, Ready { rootfs, draft }))
-    }
-
-    /// Removes what a failed create left. Errors are logged: the caller has a better one.
-    fn unmake_container(&self, id: &ContainerId, cgroup: &str) {
-        if let Err(error) = self.cgroups.destroy(cgroup) {
-            tracing::warn!(container = %id, error = %chain(&error), "undo a container's cgroup");
-        }
-        let layer = self.paths.layers.join(id.as_str());
-        match std::fs::remove_dir_all(&layer) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(container = %id, %error, "undo a container's writable layer");
-            }
-            _ => {}
-        }
-    }
-
-    /// Mounts a container's root file system; makes its writable layer when missing.
-    fn mount_root(&self, spec: &ContainerSpec) -> Result<OwnedFd, RuntimeError> {
-        let layer = self.paths.layers.join(spec.id.as_str());
-        let writable = Writable { upper: layer.join("upper"), work: layer.join("work") };
-        let step = |path: &Path| RuntimeError::io(format!("make {}", path.display()));
-        for dir in [&layer, &writable.upper, &writable.work] {
-            match std::fs::create_dir(dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(step(dir)(error)),
-                _ => {}
-            }
-        }
-        if let Some(top) = spec.rootfs.first() {
-            like(top, &writable.upper).map_err(step(&writable.upper))?;
-        }
-        overlay::mount(&spec.rootfs, Some(&writable), self.pins.scratch())
-    }
-
-    fn draft(
-        &self,
-        spec: &ContainerSpec,
-        user: &ResolvedUser,
-        cgroup: &str,
-        sandbox: &SandboxRecord,
-    ) -> Result<Draft, RuntimeError> {
-        let pins = self.pins.of(sandbox.spec.id.as_str());
-        let own = |mode: &NamespaceMode, name: &str| (*mode != NamespaceMode::Node).then(|| pins.join(name));
-        let of_pod = &sandbox.spec.namespaces;
-        let pid = match oci::check_namespaces(spec, &sandbox.spec)? {
-            NamespaceMode::Node => None,
-            NamespaceMode::Container => Some(None),
-            // Whose process it is shows only when the container is started.
-            NamespaceMode::Pod | NamespaceMode::Target(_) => Some(Some(PathBuf::new())),
-        };
-        let around = Surroundings {
-            hostname: &sandbox.spec.hostname,
-            net: own(&of_pod.net, "net"),
-            ipc: own(&of_pod.ipc, "ipc"),
-            uts: own(&of_pod.uts, "uts"),
-            pid,
-            shm: own(&of_pod.ipc, "shm").unwrap_or_else(|| "/dev/shm".into()),
-            cgroup,
-            rootfs: self.paths.layers.join(spec.id.as_str()).join("upper"),
-            available: self.available,
-            devices: devices::find(spec)?,
-        };
-        plan::draft(&oci::spec(spec, user, &around)?)
-    }
-
-    /// The filter of a container.
-    pub fn filter(&self, spec: &ContainerSpec) -> Result<Option<crate::seccomp::Filter>, RuntimeError> {
-        if spec.privileged || !self.capabilities.seccomp {
-            return Ok(None);
-        }
-        let sets = crate::caps::sets(&spec.capabilities, false, self.available)?;
-        self.filters.filter(&spec.seccomp, &self.options.seccomp_profiles, sets.effective)
-    }
-
-    /// Makes a container's cgroup with its limits and its devices. Tells what is not enforced.
-    fn container_cgroup(&self, spec: &ContainerSpec, path: &str) -> Result<(Group, Vec<String>), RuntimeError> {
-        let (group, mut unenforced) = self.cgroups.make_container(path, &spec.resources)?;
-        if !spec.privileged && self.capabilities.device_filter {
-            self.devices.attach(group.fd(), devices::rules(&devices::find(spec)?)).map_err(|errno| {
-                RuntimeError::io(format!("confine the devices of container {}", spec.id))(errno.into())
-            })?;
-        }
-        unenforced.extend(self.cannot(spec));
-        Ok((group, unenforced))
-    }
-
-    /// What a container asks for and this node cannot give, beside cgroup limits.
-    fn cannot(&self, spec: &ContainerSpec) -> Vec<String> {
-        let mut sentences = Vec::new();
-        if !self.capabilities.sys_resource {
-            if let Some(score) = spec.resources.oom_score_adj.filter(|score| *score < 0) {
-                sentences.push(format!("oom_score_adj = {score} is not enforced: CAP_SYS_RESOURCE is missing"));
-            }
-        }
-        if !self.capabilities.device_filter && !spec.privileged {
-            sentences.push("device access is not confined: there are no cgroup programs here".into());
-        }
-        if !self.capabilities.seccomp && !spec.privileged {
-            sentences.push("the seccomp profile is not enforced: this kernel has no seccomp filters".into());
-        }
-        sentences
     }
 
     /// Starts a created container.
@@ -400,7 +273,11 @@ impl Inner {
     }
 
     /// Stops a container: signal, grace, kill, wait.
-    pub async fn stop_container(self: &Arc<Self>, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+    pub async fn stop_container(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
         // No operation lock: a stop with a shorter grace must overtake one with a longer.
         let (record, mut ended) = {
             let objects = self.objects.lock();
@@ -422,7 +299,9 @@ impl Inner {
                     }
                 }
                 // Gone already, or nobody knows: killing settles it.
-                Err(error) => tracing::debug!(container = %id, error = %chain(&error), "send the stop signal"),
+                Err(error) => {
+                    tracing::debug!(container = %id, error = %chain(&error), "send the stop signal")
+                }
             }
         }
         self.kill(&record)?;
@@ -448,7 +327,11 @@ impl Inner {
     }
 
     /// A container that no keeper watches ended when its cgroup is empty.
-    async fn give_up(self: &Arc<Self>, id: &ContainerId, record: &ContainerRecord) -> Result<(), RuntimeError> {
+    async fn give_up(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        record: &ContainerRecord,
+    ) -> Result<(), RuntimeError> {
         let (inner, path) = (self.clone(), record.cgroup.clone());
         blocking(move || match inner.cgroups.open_path(&path) {
             Ok(group) => group.wait_empty(KILL_TIME).map(drop),
@@ -584,37 +467,4 @@ pub fn word(state: &ContainerState) -> &'static str {
         ContainerState::Exited(_) => "exited",
         ContainerState::Unknown { .. } => "unknown",
     }
-}
-
-/// A file of the image, empty when it is not there.
-pub fn users(root: &OwnedFd, path: &str) -> Result<String, RuntimeError> {
-    use std::io::Read;
-    let step = || format!("read /{path} of the image");
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = match sys::fs::open_in_root(root, path, flags) {
-        Ok(fd) => fd,
-        Err(sys::Errno::NOENT | sys::Errno::NOTDIR | sys::Errno::LOOP) => return Ok(String::new()),
-        Err(errno) => return Err(RuntimeError::io(step())(errno.into())),
-    };
-    let stat = rustix::fs::fstat(&fd).map_err(|errno| RuntimeError::io(step())(errno.into()))?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-        return Ok(String::new());
-    }
-    let mut bytes = Vec::new();
-    let limit = USERS_LIMIT as u64 + 1;
-    std::fs::File::from(fd).take(limit).read_to_end(&mut bytes).map_err(RuntimeError::io(step()))?;
-    if bytes.len() > USERS_LIMIT {
-        return Err(RuntimeError::invalid(format!(
-            "/{path} of the image is larger than {USERS_LIMIT} bytes: give the user as a number in an image without it"
-        )));
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Gives a directory the owner and permissions of another: the root of an overlay is its upper directory.
-fn like(model: &Path, dir: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    let model = std::fs::metadata(model)?;
-    std::os::unix::fs::chown(dir, Some(model.uid()), Some(model.gid()))?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(model.mode() & 0o7777))
 }

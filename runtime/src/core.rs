@@ -209,7 +209,8 @@ impl Inner {
         change: impl FnOnce(&mut ContainerEntry) -> T,
     ) -> Result<T, RuntimeError> {
         let mut objects = self.objects.lock();
-        let entry = objects.containers.get_mut(id).ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })?;
+        let entry =
+            objects.containers.get_mut(id).ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })?;
         let outcome = change(entry);
         // Written under the lock, so that the last change wins on disk too. It is a small file on a tmpfs.
         record::write(&self.paths.containers, id.as_str(), &entry.record)?;
@@ -223,7 +224,8 @@ impl Inner {
         change: impl FnOnce(&mut SandboxEntry) -> T,
     ) -> Result<T, RuntimeError> {
         let mut objects = self.objects.lock();
-        let entry = objects.sandboxes.get_mut(id).ok_or_else(|| RuntimeError::NoSandbox { id: id.clone() })?;
+        let entry =
+            objects.sandboxes.get_mut(id).ok_or_else(|| RuntimeError::NoSandbox { id: id.clone() })?;
         let outcome = change(entry);
         record::write(&self.paths.sandboxes, id.as_str(), &entry.record)?;
         Ok(outcome)
@@ -245,7 +247,9 @@ impl Inner {
             ContainerState::Running { started_at, .. } => {
                 Some((entry.apply(exit, Some(started_at)), entry.record.clone()))
             }
-            ContainerState::Unknown { started_at } => Some((entry.apply(exit, started_at), entry.record.clone())),
+            ContainerState::Unknown { started_at } => {
+                Some((entry.apply(exit, started_at), entry.record.clone()))
+            }
             ContainerState::Created => {
                 // Its launch is being answered; start applies it then.
                 entry.early_exit = Some(exit);

@@ -3,9 +3,9 @@
 //! Guarantees: a container that is not privileged can open the default devices, its own terminals, and those that
 //! were given to it; nothing else, even if it makes the node by itself.
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,8 +23,10 @@ const LIMIT: usize = 4096;
 pub fn find(spec: &ContainerSpec) -> Result<Vec<HostDevice>, RuntimeError> {
     let mut found = Vec::new();
     if spec.privileged {
-        let all = Device { host_path: "/dev".into(), container_path: "/dev".into(), permissions: "rwm".into() };
-        walk(Path::new("/dev"), &all, &mut found).map_err(RuntimeError::io("list the devices of the node"))?;
+        let all =
+            Device { host_path: "/dev".into(), container_path: "/dev".into(), permissions: "rwm".into() };
+        walk(Path::new("/dev"), &all, &mut found)
+            .map_err(RuntimeError::io("list the devices of the node"))?;
     }
     for device in &spec.devices {
         let step = || format!("look at device {}", device.host_path.display());

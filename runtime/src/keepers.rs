@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use crate::core::{Held, Inner, blocking, chain, init_id, init_of, timestamp};
 use crate::error::OpenError;
 use crate::id::ContainerId;
-use crate::record::{ContainerRecord, SandboxRecord};
 use crate::prepare;
+use crate::record::{ContainerRecord, SandboxRecord};
 use crate::spec::NamespaceMode;
 use crate::state::ContainerState;
 
@@ -64,10 +64,11 @@ async fn start(inner: &Inner) -> Result<Connection, OpenError> {
         client::spawn_in(crate::KEEPER_BINARY, &socket, Some(log.as_fd()), cgroup)
     })
     .await
-        .map_err(io("start the keeper".into()))?;
-    Keeper::connect_patiently(&paths.socket, START)
-        .await
-        .map_err(|error| OpenError::Keeper { step: "connect to a new keeper".into(), source: Box::new(error) })
+    .map_err(io("start the keeper".into()))?;
+    Keeper::connect_patiently(&paths.socket, START).await.map_err(|error| OpenError::Keeper {
+        step: "connect to a new keeper".into(),
+        source: Box::new(error),
+    })
 }
 
 /// Listens to a keeper as long as the runtime lives, and replaces it when it dies.
@@ -290,7 +291,8 @@ impl Inner {
         }
         if let Ok(id) = ContainerId::new(&orphan.keeper_id) {
             let changed = self.change_container(&id, |entry| {
-                entry.record.state = ContainerState::Unknown { started_at: Some(timestamp(orphan.started_at)) };
+                entry.record.state =
+                    ContainerState::Unknown { started_at: Some(timestamp(orphan.started_at)) };
             });
             if let Err(error) = changed {
                 tracing::error!(container = %id, error = %chain(&error), "record an unwatched container");

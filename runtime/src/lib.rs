@@ -31,6 +31,8 @@ mod containers;
 mod core;
 mod devices;
 mod keepers;
+mod limits;
+mod make;
 mod open;
 mod overlay;
 mod pins;
@@ -46,7 +48,9 @@ pub use id::{BadId, ContainerId, SandboxId};
 pub use options::{Capabilities, Options};
 pub use session::{AttachSession, ExecOutput, ExecSession};
 pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
-pub use state::{Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxState, Stats};
+pub use state::{
+    Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxState, Stats,
+};
 
 /// The keeper, a static program, started from memory.
 pub const KEEPER_BINARY: &[u8] = include_bytes!(env!("KEEPER_BINARY"));

@@ -11,7 +11,8 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType,
     LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimit,
-    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 use crate::caps;
@@ -34,8 +35,7 @@ pub const MASKED: [&str; 11] = [
 ];
 
 /// Paths that are read-only for containers that are not privileged.
-pub const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Search path of a container that says none.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -112,12 +112,14 @@ fn check(container: &ContainerSpec) -> Result<(), RuntimeError> {
         )));
     }
     for mount in &container.mounts {
-        if !mount.target.is_absolute() || mount.target.as_os_str() == "/" {
+        let up = mount.target.components().any(|part| part == std::path::Component::ParentDir);
+        if !mount.target.is_absolute() || up || mount.target.as_os_str() == "/" {
             return Err(RuntimeError::invalid(format!(
-                "mount target {:?} is refused: an absolute path below '/' is wanted",
+                "mount target {:?} is refused: an absolute path below '/' without '..' is wanted",
                 mount.target
             )));
         }
+        check_proc(mount)?;
         if mount.recursive_readonly && !mount.readonly {
             return Err(RuntimeError::invalid(format!(
                 "mount {:?} is recursively read-only but not read-only: set both",
@@ -133,6 +135,28 @@ fn check(container: &ContainerSpec) -> Result<(), RuntimeError> {
         }
     }
     Ok(())
+}
+
+/// Files of procfs that tools such as lxcfs put their own in the place of.
+const PROC_FILES: [&str; 9] =
+    ["cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime", "net/dev"];
+
+/// What looks like procfs must be procfs: the runtime itself and the container's programs trust it.
+fn check_proc(mount: &spec::Mount) -> Result<(), RuntimeError> {
+    let Ok(below) = mount.target.strip_prefix("/proc") else { return Ok(()) };
+    let host_proc = matches!(&mount.source, MountSource::Path(source) if source.as_os_str() == "/proc");
+    let good = match below.to_str() {
+        Some("") => host_proc,
+        Some(file) => PROC_FILES.contains(&file),
+        None => false,
+    };
+    if good {
+        return Ok(());
+    }
+    Err(RuntimeError::invalid(format!(
+        "mount target {:?} is refused: nothing may be mounted in /proc but single files such as /proc/cpuinfo",
+        mount.target
+    )))
 }
 
 fn build(
@@ -355,12 +379,12 @@ fn volume(mount: &spec::Mount) -> Result<Mount, OciSpecError> {
 
 /// Volumes that propagate to the container need a root that is a slave, those that propagate back a shared one.
 fn rootfs_propagation(container: &ContainerSpec) -> String {
-    let strongest = container.mounts.iter().map(|mount| mount.propagation).max_by_key(|propagation| match propagation
-    {
-        Propagation::Private => 0,
-        Propagation::HostToContainer => 1,
-        Propagation::Bidirectional => 2,
-    });
+    let strongest =
+        container.mounts.iter().map(|mount| mount.propagation).max_by_key(|propagation| match propagation {
+            Propagation::Private => 0,
+            Propagation::HostToContainer => 1,
+            Propagation::Bidirectional => 2,
+        });
     match strongest.unwrap_or_default() {
         Propagation::Private => "private",
         Propagation::HostToContainer => "slave",

@@ -76,8 +76,7 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
     }
     let lock = lock(&paths.lock)?;
     forget_other_boot(&paths).map_err(io("clear what an earlier boot left".into()))?;
-    let cgroups =
-        Cgroups::open(&options.cgroup_parent).map_err(|source| OpenError::Cgroup { source })?;
+    let cgroups = Cgroups::open(&options.cgroup_parent).map_err(|source| OpenError::Cgroup { source })?;
     let pins = Pins::open(paths.namespaces.clone())
         .map_err(io(format!("prepare {}", paths.namespaces.display())))?;
     let available = sys::caps::bounding() & sys::caps::get().map(|sets| sets.permitted).unwrap_or(u64::MAX);
@@ -168,7 +167,8 @@ fn capabilities(cgroups: &Cgroups, available: u64) -> Capabilities {
     let device_filter = sys::devices::load(&crate::devices::rules(&[])).is_ok();
     if !device_filter {
         statements.push(
-            "device access is not confined: the kernel lacks CONFIG_CGROUP_BPF, or this process CAP_BPF".to_owned(),
+            "device access is not confined: the kernel lacks CONFIG_CGROUP_BPF, or this process CAP_BPF"
+                .to_owned(),
         );
     }
     Capabilities {

@@ -25,7 +25,11 @@ pub struct Writable {
 }
 
 /// Mounts layers (topmost first), read-only without `writable`.
-pub fn mount(lower: &[PathBuf], writable: Option<&Writable>, scratch: &Path) -> Result<OwnedFd, RuntimeError> {
+pub fn mount(
+    lower: &[PathBuf],
+    writable: Option<&Writable>,
+    scratch: &Path,
+) -> Result<OwnedFd, RuntimeError> {
     if lower.is_empty() {
         return Err(RuntimeError::invalid("an image without layers cannot be mounted"));
     }

@@ -74,8 +74,9 @@ impl Pins {
         let own_uts = spec.namespaces.uts != NamespaceMode::Node;
         let setup = || -> Result<(), RuntimeError> {
             if own_uts {
-                rustix::system::sethostname(spec.hostname.as_bytes())
-                    .map_err(|errno| RuntimeError::io(format!("set host name {:?}", spec.hostname))(errno.into()))?;
+                rustix::system::sethostname(spec.hostname.as_bytes()).map_err(|errno| {
+                    RuntimeError::io(format!("set host name {:?}", spec.hostname))(errno.into())
+                })?;
             }
             if sysctls.is_empty() {
                 return Ok(());
@@ -83,9 +84,9 @@ impl Pins {
             let procfs = sys::sysctl::Procfs::open()
                 .map_err(|errno| RuntimeError::io("open a procfs for sysctls")(errno.into()))?;
             for (path, value) in sysctls {
-                procfs
-                    .write(format!("sys/{path}").as_str(), value.as_bytes())
-                    .map_err(|errno| RuntimeError::io(format!("set sysctl {path} to {value:?}"))(errno.into()))?;
+                procfs.write(format!("sys/{path}").as_str(), value.as_bytes()).map_err(|errno| {
+                    RuntimeError::io(format!("set sysctl {path} to {value:?}"))(errno.into())
+                })?;
             }
             Ok(())
         };
@@ -138,7 +139,9 @@ impl Pins {
             Err(errno) => return Err(RuntimeError::io(step())(errno.into())),
         }
         match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(RuntimeError::io(step())(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(RuntimeError::io(step())(error))
+            }
             _ => Ok(()),
         }
     }

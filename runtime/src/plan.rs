@@ -8,9 +8,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use keeper::plan::{
-    Capabilities, DeviceKind, FsOption, ProcessPlan, Propagation, Rlimit, Step, User,
-};
+use keeper::plan::{Capabilities, DeviceKind, FsOption, ProcessPlan, Propagation, Rlimit, Step, User};
 use oci_spec::runtime::{
     Capability, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
 };
@@ -107,8 +105,10 @@ pub struct Bind {
 
 /// Makes the draft.
 pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
-    let process = spec.process().as_ref().ok_or_else(|| RuntimeError::invalid("the OCI spec has no process"))?;
-    let linux = spec.linux().as_ref().ok_or_else(|| RuntimeError::invalid("the OCI spec is not for Linux"))?;
+    let process =
+        spec.process().as_ref().ok_or_else(|| RuntimeError::invalid("the OCI spec has no process"))?;
+    let linux =
+        spec.linux().as_ref().ok_or_else(|| RuntimeError::invalid("the OCI spec is not for Linux"))?;
     let mut actions = Vec::with_capacity(32);
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     // Devices and links go in front of the first volume, so that nothing is made in a volume.
@@ -145,7 +145,9 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
             LinuxNamespaceType::Cgroup => namespaces.cgroup = origin,
             LinuxNamespaceType::Mount if origin == Origin::New => {}
             other => {
-                return Err(RuntimeError::invalid(format!("namespace {other:?} of the OCI spec is not supported")));
+                return Err(RuntimeError::invalid(format!(
+                    "namespace {other:?} of the OCI spec is not supported"
+                )));
             }
         }
     }
@@ -160,7 +162,9 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
             Some("slave" | "rslave") => Some(Propagation::Slave),
             Some("shared" | "rshared") => Some(Propagation::Shared),
             Some("unbindable" | "runbindable") => Some(Propagation::Unbindable),
-            Some(other) => return Err(RuntimeError::invalid(format!("root propagation {other:?} is not known"))),
+            Some(other) => {
+                return Err(RuntimeError::invalid(format!("root propagation {other:?} is not known")));
+            }
         },
         namespaces,
         oom_score_adj: process.oom_score_adj(),
@@ -320,7 +324,8 @@ fn action(mount: &Mount) -> Result<Action, RuntimeError> {
 
 fn device(device: &LinuxDevice) -> Result<Step, RuntimeError> {
     let number = |number: i64| {
-        u32::try_from(number).map_err(|_| RuntimeError::invalid(format!("device number {number} is not possible")))
+        u32::try_from(number)
+            .map_err(|_| RuntimeError::invalid(format!("device number {number} is not possible")))
     };
     Ok(Step::Device {
         path: path(device.path())?,

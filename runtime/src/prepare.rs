@@ -62,8 +62,9 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
             Origin::Host => Namespace::Host,
             Origin::New => Namespace::New,
             Origin::Join(path) => {
-                let fd = sys::namespace::open(path)
-                    .map_err(|errno| RuntimeError::io(format!("open namespace {}", path.display()))(errno.into()))?;
+                let fd = sys::namespace::open(path).map_err(|errno| {
+                    RuntimeError::io(format!("open namespace {}", path.display()))(errno.into())
+                })?;
                 Namespace::Join(fds.add(fd))
             }
         })
@@ -117,7 +118,9 @@ pub fn bytes(filter: &[Instruction]) -> Vec<u8> {
 }
 
 fn open_bind(bind: &Bind) -> Result<(OwnedFd, TargetKind), RuntimeError> {
-    let step = |what: &str| format!("{what} {} for the mount at {}", bind.source.display(), bind.target.to_string_lossy());
+    let step = |what: &str| {
+        format!("{what} {} for the mount at {}", bind.source.display(), bind.target.to_string_lossy())
+    };
     let source = sys::fs::open_resolve(
         rustix::fs::CWD,
         bind.source.as_path(),
@@ -131,7 +134,8 @@ fn open_bind(bind: &Bind) -> Result<(OwnedFd, TargetKind), RuntimeError> {
         FileType::Directory => TargetKind::Directory,
         _ => TargetKind::File,
     };
-    let tree = copy(&source, bind).map_err(|errno| RuntimeError::io(step("copy the mount of"))(errno.into()))?;
+    let tree =
+        copy(&source, bind).map_err(|errno| RuntimeError::io(step("copy the mount of"))(errno.into()))?;
     Ok((tree, kind))
 }
 

@@ -16,10 +16,11 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use crate::containers::{users, word};
+use crate::containers::word;
 use crate::core::{Inner, blocking, keeper_error, status};
 use crate::error::{ExecError, RuntimeError};
 use crate::id::ContainerId;
+use crate::make::users;
 use crate::oci;
 use crate::plan::{self, text};
 use crate::prepare;
@@ -92,9 +93,9 @@ impl Inner {
         let hostname = self.sandbox_record(&record.spec.sandbox)?.spec.hostname.clone();
         let process = oci::process(&record.spec, &record.user, &hostname, self.available)?;
         let mut process = plan::process_plan(&process)?;
-        process.seccomp = self
-            .filter(&record.spec)?
-            .map(|filter| Seccomp { program: prepare::bytes(&filter), flags: 0 });
+        self.limit(&mut process);
+        process.seccomp =
+            self.filter(&record.spec)?.map(|filter| Seccomp { program: prepare::bytes(&filter), flags: 0 });
         let process = Arc::new(process);
         if let Some(entry) = self.objects.lock().containers.get_mut(&record.spec.id) {
             entry.process = Some(process.clone());
@@ -230,9 +231,7 @@ impl Inner {
     /// Ends a container's standard input.
     pub async fn close_stdin(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.running(id)?;
-        if let Some(held) =
-            self.objects.lock().containers.get_mut(id).and_then(|entry| entry.held.as_mut())
-        {
+        if let Some(held) = self.objects.lock().containers.get_mut(id).and_then(|entry| entry.held.as_mut()) {
             held.streams.stdin = None;
         }
         let step = keeper_error(format!("close the input of container {id}"));

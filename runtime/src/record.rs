@@ -91,8 +91,8 @@ impl ContainerRecord {
 /// Writes a record.
 pub fn write<T: Serialize>(dir: &Path, id: &str, record: &T) -> Result<(), RuntimeError> {
     let step = || format!("write the record of {id}");
-    let json = serde_json::to_vec(record)
-        .map_err(|error| RuntimeError::io(step())(std::io::Error::other(error)))?;
+    let json =
+        serde_json::to_vec(record).map_err(|error| RuntimeError::io(step())(std::io::Error::other(error)))?;
     let aside = dir.join(format!(".{id}.{}", uuid::Uuid::new_v4()));
     std::fs::write(&aside, json)
         .and_then(|()| std::fs::rename(&aside, dir.join(format!("{id}.json"))))

@@ -88,8 +88,11 @@ impl Inner {
                     .fd()
                     .try_clone_to_owned()
                     .map_err(RuntimeError::io(format!("copy the cgroup of sandbox {id}")))?;
-                let plan =
-                    InitPlan { id: init_id(&id), cgroup: Some(fds.add(fd)), namespaces: KeeperNamespaces::default() };
+                let plan = InitPlan {
+                    id: init_id(&id),
+                    cgroup: Some(fds.add(fd)),
+                    namespaces: KeeperNamespaces::default(),
+                };
                 let reply = self
                     .keeper()
                     .await?
@@ -114,7 +117,11 @@ impl Inner {
     }
 
     /// Writes new limits to a pod's cgroup.
-    pub async fn update_sandbox(self: &Arc<Self>, id: &SandboxId, resources: Resources) -> Result<(), RuntimeError> {
+    pub async fn update_sandbox(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        resources: Resources,
+    ) -> Result<(), RuntimeError> {
         let operation = self.sandbox_operation(id)?;
         let _guard = operation.lock_owned().await;
         let record = self.sandbox_record(id)?;
@@ -142,9 +149,8 @@ impl Inner {
         };
         let _guard = operation.lock_owned().await;
         // First the state, so that no further container is started.
-        let was = self.change_sandbox(id, |entry| {
-            std::mem::replace(&mut entry.record.state, SandboxState::NotReady)
-        })?;
+        let was = self
+            .change_sandbox(id, |entry| std::mem::replace(&mut entry.record.state, SandboxState::NotReady))?;
         let ends = self.containers_of(id).into_iter().map(|container| {
             let inner = self.clone();
             async move { inner.stop_container(&container, std::time::Duration::ZERO).await }

@@ -24,7 +24,8 @@ impl Inner {
     pub async fn stats(self: &Arc<Self>, id: &ContainerId) -> Result<Stats, RuntimeError> {
         let (record, usage) = {
             let objects = self.objects.lock();
-            let entry = objects.containers.get(id).ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })?;
+            let entry =
+                objects.containers.get(id).ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })?;
             (entry.record.clone(), entry.usage)
         };
         if matches!(record.state, ContainerState::Exited(_)) {
@@ -60,7 +61,8 @@ impl Inner {
             .map_err(|errno| RuntimeError::io(format!("open cgroup {cgroup}"))(errno.into()))?;
         let mut stats = Stats { at: Timestamp::now(), ..Stats::default() };
         let has = |name: &str| self.cgroups.controllers.iter().any(|have| have == name);
-        let processes = if has("memory") && has("cpu") && has("pids") { None } else { Some(processes(&group)) };
+        let processes =
+            if has("memory") && has("cpu") && has("pids") { None } else { Some(processes(&group)) };
         let sums = processes.map(|pids| from_procfs(&pids)).unwrap_or_default();
         stats.cpu_ns = cpu(&group).filter(|_| has("cpu")).unwrap_or(sums.cpu_ns);
         if has("memory") {
@@ -76,7 +78,9 @@ impl Inner {
         stats.pids = pids.unwrap_or(sums.threads);
         if let Ok(io) = group.read("io.stat") {
             let sum = |key: &str| -> u64 {
-                io.split_ascii_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
+                io.split_ascii_whitespace()
+                    .filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok())
+                    .sum()
             };
             stats.io_read_bytes = Some(sum("rbytes="));
             stats.io_write_bytes = Some(sum("wbytes="));
@@ -180,9 +184,11 @@ mod tests {
     #[test]
     fn a_process_with_a_strange_name_is_counted() {
         let mut sums = Sums::default();
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 11 0 2 0 30 4 5 6 20 0 3 0 4711 1000 25 18446744073709551615";
+        let stat =
+            "7 (a) b) S 1 7 7 0 -1 4194560 11 0 2 0 30 4 5 6 20 0 3 0 4711 1000 25 18446744073709551615";
         add(&mut sums, stat, 10_000_000, 4096);
-        let want = Sums { cpu_ns: 450_000_000, rss_bytes: 25 * 4096, threads: 3, faults: 11, major_faults: 2 };
+        let want =
+            Sums { cpu_ns: 450_000_000, rss_bytes: 25 * 4096, threads: 3, faults: 11, major_faults: 2 };
         assert_eq!(sums, want);
         add(&mut sums, "nonsense", 1, 1);
         assert_eq!(sums, want);

@@ -45,7 +45,10 @@ fn one(key: &str, value: &str, namespaces: &Namespaces) -> Result<(String, Strin
     let of_pod = |mode: &NamespaceMode| *mode == NamespaceMode::Pod;
     let (good, namespace) = if path.starts_with("net/") {
         (of_pod(&namespaces.net), "network")
-    } else if path.starts_with("fs/mqueue/") || IPC.contains(&path.as_str()) || path == "kernel/shm_rmid_forced" {
+    } else if path.starts_with("fs/mqueue/")
+        || IPC.contains(&path.as_str())
+        || path == "kernel/shm_rmid_forced"
+    {
         (of_pod(&namespaces.ipc), "ipc")
     } else if path == "kernel/domainname" {
         (of_pod(&namespaces.uts), "uts")
@@ -68,7 +71,18 @@ fn one(key: &str, value: &str, namespaces: &Namespaces) -> Result<(String, Strin
 fn path(key: &str) -> String {
     match key.find(['.', '/']) {
         Some(at) if key.as_bytes()[at] == b'/' => key.to_owned(),
-        _ => key.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect(),
+        _ => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
     }
 }
 
@@ -91,15 +105,69 @@ mod tests {
     #[test]
     fn only_settings_of_the_pod_itself() {
         check_one("net.core.somaxconn", "1024", false, expect!["net/core/somaxconn = 1024"]);
-        check_one("net.ipv4.conf.eth0/1.rp_filter", "1", false, expect!["net/ipv4/conf/eth0.1/rp_filter = 1"]);
+        check_one(
+            "net.ipv4.conf.eth0/1.rp_filter",
+            "1",
+            false,
+            expect!["net/ipv4/conf/eth0.1/rp_filter = 1"],
+        );
         check_one("net/ipv4/ip_forward", "1", false, expect!["net/ipv4/ip_forward = 1"]);
         check_one("kernel.shm_rmid_forced", "1", false, expect!["kernel/shm_rmid_forced = 1"]);
-        check_one("net.core.somaxconn", "1", true, expect![[r#"sysctl "net.core.somaxconn" is refused: the pod uses the node's network namespace, so it would change the whole node"#]]);
-        check_one("kernel.core_pattern", "|/x", false, expect![[r#"sysctl "kernel.core_pattern" is refused: it is not namespaced, so it would change the whole node: set it on the node itself"#]]);
-        check_one("vm.swappiness", "1", false, expect![[r#"sysctl "vm.swappiness" is refused: it is not namespaced, so it would change the whole node: set it on the node itself"#]]);
-        check_one("net...kernel.core_pattern", "1", false, expect![[r#"sysctl "net...kernel.core_pattern" is refused: a key is words of letters, digits, '_' and '-' with dots between them"#]]);
-        check_one("net/../kernel/core_pattern", "1", false, expect![[r#"sysctl "net/../kernel/core_pattern" is refused: a key is words of letters, digits, '_' and '-' with dots between them"#]]);
-        check_one("net.core.somaxconn", "1\nkernel.x=2", false, expect![[r#"sysctl "net.core.somaxconn" is refused: its value is longer than a page or has a line break in it"#]]);
-        check_one("kernel.shm_rmid_forced=1+kernel.core_pattern", "", false, expect![[r#"sysctl "kernel.shm_rmid_forced=1+kernel.core_pattern" is refused: a key is words of letters, digits, '_' and '-' with dots between them"#]]);
+        check_one(
+            "net.core.somaxconn",
+            "1",
+            true,
+            expect![[
+                r#"sysctl "net.core.somaxconn" is refused: the pod uses the node's network namespace, so it would change the whole node"#
+            ]],
+        );
+        check_one(
+            "kernel.core_pattern",
+            "|/x",
+            false,
+            expect![[
+                r#"sysctl "kernel.core_pattern" is refused: it is not namespaced, so it would change the whole node: set it on the node itself"#
+            ]],
+        );
+        check_one(
+            "vm.swappiness",
+            "1",
+            false,
+            expect![[
+                r#"sysctl "vm.swappiness" is refused: it is not namespaced, so it would change the whole node: set it on the node itself"#
+            ]],
+        );
+        check_one(
+            "net...kernel.core_pattern",
+            "1",
+            false,
+            expect![[
+                r#"sysctl "net...kernel.core_pattern" is refused: a key is words of letters, digits, '_' and '-' with dots between them"#
+            ]],
+        );
+        check_one(
+            "net/../kernel/core_pattern",
+            "1",
+            false,
+            expect![[
+                r#"sysctl "net/../kernel/core_pattern" is refused: a key is words of letters, digits, '_' and '-' with dots between them"#
+            ]],
+        );
+        check_one(
+            "net.core.somaxconn",
+            "1\nkernel.x=2",
+            false,
+            expect![[
+                r#"sysctl "net.core.somaxconn" is refused: its value is longer than a page or has a line break in it"#
+            ]],
+        );
+        check_one(
+            "kernel.shm_rmid_forced=1+kernel.core_pattern",
+            "",
+            false,
+            expect![[
+                r#"sysctl "kernel.shm_rmid_forced=1+kernel.core_pattern" is refused: a key is words of letters, digits, '_' and '-' with dots between them"#
+            ]],
+        );
     }
 }

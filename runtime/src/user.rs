@@ -167,16 +167,42 @@ mod tests {
         check(named(":log"), expect!["0 200 [200, 300] /root"]);
         check(named("1000"), expect!["1000 0 [0] /"]);
         check(named("0000"), expect!["0 0 [0, 300] /root"]);
-        check(named("nobody"), expect![[r#"user "nobody" is not in the image's /etc/passwd: add it there, or use a number"#]]);
-        check(named("web:nogroup"), expect![[r#"group "nogroup" is not in the image's /etc/group: add it there, or use a number"#]]);
-        check(named("4294967296"), expect!["user 4294967296 is refused: a number from 0 to 2147483647 is wanted"]);
-        check(named("2147483648"), expect!["user 2147483648 is refused: a number from 0 to 2147483647 is wanted"]);
+        check(
+            named("nobody"),
+            expect![[r#"user "nobody" is not in the image's /etc/passwd: add it there, or use a number"#]],
+        );
+        check(
+            named("web:nogroup"),
+            expect![[r#"group "nogroup" is not in the image's /etc/group: add it there, or use a number"#]],
+        );
+        check(
+            named("4294967296"),
+            expect!["user 4294967296 is refused: a number from 0 to 2147483647 is wanted"],
+        );
+        check(
+            named("2147483648"),
+            expect!["user 2147483648 is refused: a number from 0 to 2147483647 is wanted"],
+        );
         check(named("2147483647"), expect!["2147483647 0 [0] /"]);
         check(named("-1"), expect![[r#"user "-1" is refused: a number from 0 to 2147483647 is wanted"#]]);
-        check(named("99999999999999999999999"), expect![[r#"user "99999999999999999999999" is refused: a number from 0 to 2147483647 is wanted"#]]);
-        check(named("web:4294967296"), expect!["group 4294967296 is refused: a number from 0 to 2147483647 is wanted"]);
-        check(named("a:b:c"), expect![[r#"user "a:b:c" is refused: `uid`, `name`, `uid:gid` or `name:group` is wanted"#]]);
-        check(named("big"), expect![[r#"user "big" is not in the image's /etc/passwd: add it there, or use a number"#]]);
+        check(
+            named("99999999999999999999999"),
+            expect![[
+                r#"user "99999999999999999999999" is refused: a number from 0 to 2147483647 is wanted"#
+            ]],
+        );
+        check(
+            named("web:4294967296"),
+            expect!["group 4294967296 is refused: a number from 0 to 2147483647 is wanted"],
+        );
+        check(
+            named("a:b:c"),
+            expect![[r#"user "a:b:c" is refused: `uid`, `name`, `uid:gid` or `name:group` is wanted"#]],
+        );
+        check(
+            named("big"),
+            expect![[r#"user "big" is not in the image's /etc/passwd: add it there, or use a number"#]],
+        );
     }
 
     #[test]

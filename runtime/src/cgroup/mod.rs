@@ -56,8 +56,11 @@ impl Cgroups {
         let mut cgroups =
             Cgroups { root, mounted, base, controllers: Vec::new(), enabled: Mutex::new(HashSet::new()) };
         let available = cgroups.root.controllers()?;
-        cgroups.controllers =
-            WANTED.iter().map(|(name, _)| (*name).to_owned()).filter(|name| available.contains(name)).collect();
+        cgroups.controllers = WANTED
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .filter(|name| available.contains(name))
+            .collect();
         if cgroups.base.is_empty() {
             cgroups.enable(&cgroups.root, "");
         } else {
@@ -86,7 +89,8 @@ impl Cgroups {
 
     /// The path of a pod's cgroup from the root of the file system.
     pub fn pod_path(&self, wanted: Option<&str>, id: &str) -> Result<String, RuntimeError> {
-        let wanted = wanted.filter(|path| !path.is_empty()).map_or_else(|| format!("/pods/{id}"), str::to_owned);
+        let wanted =
+            wanted.filter(|path| !path.is_empty()).map_or_else(|| format!("/pods/{id}"), str::to_owned);
         match clean(&wanted) {
             Some(path) if !path.is_empty() => Ok(format!("{}{path}", self.base)),
             _ => Err(RuntimeError::invalid(format!(
@@ -105,7 +109,11 @@ impl Cgroups {
     }
 
     /// Makes a container's cgroup and sets its limits.
-    pub fn make_container(&self, path: &str, resources: &Resources) -> Result<(Group, Vec<String>), RuntimeError> {
+    pub fn make_container(
+        &self,
+        path: &str,
+        resources: &Resources,
+    ) -> Result<(Group, Vec<String>), RuntimeError> {
         let group = self
             .root
             .create(relative(path))
@@ -153,7 +161,11 @@ impl Cgroups {
 
     /// The keeper's own cgroup, so that it does not end with the daemon's; none when the node has no cgroup of its own.
     pub fn make_keeper(&self) -> sys::Result<Option<Group>> {
-        if self.base.is_empty() { Ok(None) } else { self.root.create(relative(&format!("{}/keeper", self.base))).map(Some) }
+        if self.base.is_empty() {
+            Ok(None)
+        } else {
+            self.root.create(relative(&format!("{}/keeper", self.base))).map(Some)
+        }
     }
 
     /// Kills and removes everything beneath the node's own cgroup but the keeper. Blocks.
@@ -213,7 +225,12 @@ impl Cgroups {
 }
 
 fn sentence(value: &Value) -> String {
-    format!("{} = {} is not enforced: the {} controller is not there", value.file, value.value, value.controller())
+    format!(
+        "{} = {} is not enforced: the {} controller is not there",
+        value.file,
+        value.value,
+        value.controller()
+    )
 }
 
 fn relative(path: &str) -> &str {
@@ -224,7 +241,11 @@ fn relative(path: &str) -> &str {
 fn clean(path: &str) -> Option<String> {
     let mut out = String::new();
     for part in path.split('/').filter(|part| !part.is_empty()) {
-        if part == "." || part == ".." || part.bytes().any(|b| b == 0 || b == b'\n') || part.starts_with("cgroup.") {
+        if part == "."
+            || part == ".."
+            || part.bytes().any(|b| b == 0 || b == b'\n')
+            || part.starts_with("cgroup.")
+        {
             return None;
         }
         out.push('/');

@@ -183,22 +183,34 @@ mod tests {
                 pids.max=max
             "#]],
         );
-        check(Resources { memory_swap_limit: Some(5), ..Resources::default() }, expect!["a limit of memory and swap together needs a limit of memory: set both, or neither"]);
+        check(
+            Resources { memory_swap_limit: Some(5), ..Resources::default() },
+            expect!["a limit of memory and swap together needs a limit of memory: set both, or neither"],
+        );
         check(
             Resources { memory_swap_limit: Some(5), memory_limit: Some(6), ..Resources::default() },
-            expect!["memory and swap together (5 bytes) are less than memory alone (6 bytes): raise the first"],
+            expect![
+                "memory and swap together (5 bytes) are less than memory alone (6 bytes): raise the first"
+            ],
         );
         let escape = BTreeMap::from([("../cgroup.procs".to_owned(), "1".to_owned())]);
-        check(Resources { unified: escape, ..Resources::default() }, expect![[r#"cgroup file "../cgroup.procs" is refused: the name of a controller's file, such as memory.high, is wanted"#]]);
+        check(
+            Resources { unified: escape, ..Resources::default() },
+            expect![[
+                r#"cgroup file "../cgroup.procs" is refused: the name of a controller's file, such as memory.high, is wanted"#
+            ]],
+        );
     }
 
     #[test]
     fn shares_follow_the_curve() {
-        let weights: Vec<u64> = [0, 2, 3, 102, 256, 512, 1024, 2048, 4096, 65_536, 262_143, 262_144, u64::MAX]
-            .into_iter()
-            .map(weight_of_shares)
-            .collect();
-        expect!["[1, 1, 2, 17, 35, 59, 100, 174, 303, 3023, 10000, 10000, 10000]"].assert_eq(&format!("{weights:?}"));
+        let weights: Vec<u64> =
+            [0, 2, 3, 102, 256, 512, 1024, 2048, 4096, 65_536, 262_143, 262_144, u64::MAX]
+                .into_iter()
+                .map(weight_of_shares)
+                .collect();
+        expect!["[1, 1, 2, 17, 35, 59, 100, 174, 303, 3023, 10000, 10000, 10000]"]
+            .assert_eq(&format!("{weights:?}"));
         let all: Vec<u64> = (0..300_000).step_by(7).map(weight_of_shares).collect();
         assert!(all.is_sorted(), "more shares never give less weight");
     }

@@ -194,7 +194,8 @@ struct Test {
 
 fn test(condition: &Condition) -> Vec<Test> {
     let offset = ARGS + 8 * u32::from(condition.index);
-    let (low_at, high_at) = if cfg!(target_endian = "little") { (offset, offset + 4) } else { (offset + 4, offset) };
+    let (low_at, high_at) =
+        if cfg!(target_endian = "little") { (offset, offset + 4) } else { (offset + 4, offset) };
     let (low, high) = (condition.value as u32, (condition.value >> 32) as u32);
     let step = |code, k| Test { code, k, yes: To::Next, no: To::Next, left: 0 };
     let branch = |code, k, yes, no| Test { code, k, yes, no, left: 0 };

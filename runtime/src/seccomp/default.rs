@@ -10,8 +10,20 @@ const ENOSYS: u16 = 38;
 const EPERM: u16 = 1;
 
 /// Bits of capabilities that change the profile.
-pub const RELEVANT: u64 = bit(2) | bit(16) | bit(17) | bit(18) | bit(19) | bit(20) | bit(21) | bit(22) | bit(23)
-    | bit(25) | bit(26) | bit(34) | bit(38) | bit(39);
+pub const RELEVANT: u64 = bit(2)
+    | bit(16)
+    | bit(17)
+    | bit(18)
+    | bit(19)
+    | bit(20)
+    | bit(21)
+    | bit(22)
+    | bit(23)
+    | bit(25)
+    | bit(26)
+    | bit(34)
+    | bit(38)
+    | bit(39);
 
 const SYS_ADMIN: u32 = 21;
 
@@ -91,7 +103,8 @@ const WITH: &[(u32, &str)] = &[
 /// Address families that containers may open sockets of, as inclusive ranges. Left out are those that are
 /// hardly used and have a record of kernel bugs (AF_ALG, DECnet, ATM, IrDA, CAIF), and AF_VSOCK, which
 /// reaches the hypervisor past every network rule.
-const FAMILIES: &[(u64, u64)] = &[(0, 11), (13, 18), (21, 22), (24, 24), (26, 33), (35, 36), (39, 39), (41, 45)];
+const FAMILIES: &[(u64, u64)] =
+    &[(0, 11), (13, 18), (21, 22), (24, 24), (26, 33), (35, 36), (39, 39), (41, 45)];
 
 /// Values of `personality` that are harmless.
 const PERSONALITIES: &[u64] = &[0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];

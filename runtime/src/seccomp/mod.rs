@@ -97,9 +97,10 @@ impl Cache {
             Seccomp::Localhost(path) => {
                 let path = localhost_path(profiles, path)?;
                 let text = read(&path)?;
-                let profile = parse(&text).and_then(|profile| compile(&profile, Arch::native())).map_err(|error| {
-                    RuntimeError::invalid(format!("seccomp profile {}: {error}", path.display()))
-                })?;
+                let profile =
+                    parse(&text).and_then(|profile| compile(&profile, Arch::native())).map_err(|error| {
+                        RuntimeError::invalid(format!("seccomp profile {}: {error}", path.display()))
+                    })?;
                 Ok(Some(profile.into()))
             }
         }

@@ -158,10 +158,7 @@ pub fn parse(text: &str) -> Result<Profile, ProfileError> {
 
 /// Flags that change logging or speculation only; they are not passed on.
 fn known_flag(flag: &str) -> bool {
-    matches!(
-        flag,
-        "SECCOMP_FILTER_FLAG_LOG" | "SECCOMP_FILTER_FLAG_SPEC_ALLOW" | "SECCOMP_FILTER_FLAG_TSYNC"
-    )
+    matches!(flag, "SECCOMP_FILTER_FLAG_LOG" | "SECCOMP_FILTER_FLAG_SPEC_ALLOW" | "SECCOMP_FILTER_FLAG_TSYNC")
 }
 
 fn action(name: &str, errno: Option<u16>) -> Result<Action, ProfileError> {

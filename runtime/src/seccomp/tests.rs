@@ -152,10 +152,14 @@ fn capabilities_open_their_calls() {
             keyctl(0x0): x86_64 errno 1; x86 errno 1; x32 errno 1;
         "#]],
     );
-    check(&default_profile(1 << 25), &[("settimeofday", 0), ("mount", 0)], expect![[r#"
+    check(
+        &default_profile(1 << 25),
+        &[("settimeofday", 0), ("mount", 0)],
+        expect![[r#"
         settimeofday(0x0): x86_64 allow; x86 allow; x32 allow;
         mount(0x0): x86_64 errno 1; x86 errno 1; x32 errno 1;
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -170,7 +174,8 @@ fn another_architecture_is_killed() {
 fn every_operator_compares_all_64_bits() {
     let value = 0x1_0000_0005u64;
     let around = [0, 5, 6, value - 1, value, value + 1, 0x2_0000_0000, 0x2_0000_0004, u64::MAX];
-    let operators: [(Operator, fn(u64, u64) -> bool); 6] = [
+    type Truth = fn(u64, u64) -> bool;
+    let operators: [(Operator, Truth); 6] = [
         (Operator::Eq, |a, b| a == b),
         (Operator::Ne, |a, b| a != b),
         (Operator::Lt, |a, b| a < b),

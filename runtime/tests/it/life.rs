@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use runtime::spec::{Mount, MountSource, NamespaceMode, User};
 use runtime::{
-    ContainerState, Event, ExitReason, ExitStatus, RuntimeError, SandboxId, SandboxSpec, SandboxState, StartError,
+    ContainerState, Event, ExitReason, ExitStatus, RuntimeError, SandboxId, SandboxSpec, SandboxState,
+    StartError,
 };
 
 use crate::node::{LONG, Node};
@@ -106,7 +107,8 @@ async fn the_inside_looks_as_it_should() {
         3
         1024
         0 1 2 3 
-    "#]].assert_eq(&node.output("c-1"));
+    "#]]
+    .assert_eq(&node.output("c-1"));
     assert_eq!(exit.status, ExitStatus::Code(0));
     node.close().await;
 }
@@ -156,7 +158,8 @@ async fn stopping_is_asking_then_killing() {
     node.runtime().stop_container(&deaf, Duration::from_millis(100)).await.expect("stop");
     assert_eq!(node.ended(&deaf).await.status, ExitStatus::Signal(9));
 
-    let mut spec = node.spec(&sandbox, "other", "trap 'exit 4' USR1; echo ready; while true; do sleep 0.05; done");
+    let mut spec =
+        node.spec(&sandbox, "other", "trap 'exit 4' USR1; echo ready; while true; do sleep 0.05; done");
     spec.stop_signal = Some("SIGUSR1".into());
     let other = node.run(spec).await;
     ready(&node, "other").await;
@@ -167,14 +170,18 @@ async fn stopping_is_asking_then_killing() {
     let script = "trap '' TERM; echo ready; while true; do sleep 0.05; done";
     let both = node.run(node.spec(&sandbox, "both", script)).await;
     ready(&node, "both").await;
-    let patient = { let runtime = node.runtime().clone(); let id = both.clone(); tokio::spawn(async move { runtime.stop_container(&id, LONG * 10).await }) };
+    let patient = {
+        let runtime = node.runtime().clone();
+        let id = both.clone();
+        tokio::spawn(async move { runtime.stop_container(&id, LONG * 10).await })
+    };
     node.runtime().stop_container(&both, Duration::ZERO).await.expect("stop");
     patient.await.expect("joined").expect("stop");
     node.runtime().stop_container(&both, Duration::ZERO).await.expect("stopping again is fine");
     node.close().await;
 }
 
-async fn ready(node: &Node, id: &str) {
+pub async fn ready(node: &Node, id: &str) {
     let wait = async {
         while !node.output(id).contains("ready") {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -210,7 +217,8 @@ async fn a_shared_process_namespace_has_an_init() {
     node.runtime().stop_sandbox(&sandbox).await.expect("stop");
     assert!(matches!(node.container(&first).state, ContainerState::Exited(_)));
     assert_eq!(node.runtime().sandbox(&sandbox).expect("known").state, SandboxState::NotReady);
-    let error = node.runtime().create_container(node.spec(&sandbox, "c-4", "true")).await.expect_err("refused");
+    let error =
+        node.runtime().create_container(node.spec(&sandbox, "c-4", "true")).await.expect_err("refused");
     assert!(matches!(error, RuntimeError::SandboxNotReady { .. }), "{error}");
     node.close().await;
 }
@@ -239,5 +247,78 @@ async fn what_cannot_be_started_says_why() {
     let spec = node.spec(&sandbox, "c-2", "true");
     let error = node.runtime().create_container(spec).await.expect_err("refused");
     assert!(matches!(error, RuntimeError::Exists { .. }), "{error}");
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_itself_can_be_shared() {
+    let Some(node) = Node::open("host").await else { return };
+    let mut spec = SandboxSpec::new(SandboxId::new("pod-1").expect("an id"));
+    spec.namespaces = runtime::spec::Namespaces {
+        net: NamespaceMode::Node,
+        ipc: NamespaceMode::Node,
+        uts: NamespaceMode::Node,
+        pid: NamespaceMode::Node,
+    };
+    let sandbox = node.runtime().create_sandbox(spec).await.expect("create");
+    assert_eq!(sandbox.netns, None);
+    let script =
+        "for kind in net ipc uts pid mnt cgroup; do readlink /proc/self/ns/$kind; done; sleep 1000 & true";
+    let mut spec = node.spec(&sandbox.spec.id, "c-1", script);
+    spec.namespaces.pid = NamespaceMode::Node;
+    let id = node.run(spec).await;
+    assert_eq!(node.ended(&id).await.status, ExitStatus::Code(0));
+    let inside: Vec<String> = node.output("c-1").lines().map(str::to_owned).collect();
+    for (index, kind) in ["net", "ipc", "uts", "pid", "mnt", "cgroup"].into_iter().enumerate() {
+        let ours = std::fs::read_link(format!("/proc/self/ns/{kind}")).expect("a link");
+        assert_eq!(inside[index] == ours.to_string_lossy(), index < 4, "{kind}: {inside:?}");
+    }
+    // What it left behind in the node's process namespace is killed with it: removing waits for an empty cgroup.
+    node.runtime().remove_container(&id).await.expect("remove");
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terminals_and_volumes() {
+    let Some(node) = Node::open("tty").await else { return };
+    let sandbox = node.sandbox("pod-1").await;
+    let volume = node.dir.path().join("layer");
+    std::fs::create_dir_all(volume.join("sub/dir")).expect("a directory");
+    std::fs::write(volume.join("sub/file"), "x").expect("written");
+    let script = "tty; stty size; ls /image; touch /image/x 2>&1; ls -l /dev/console | cut -c1; read line; echo got $line";
+    let mut spec = node.spec(&sandbox, "c-1", script);
+    spec.tty = true;
+    spec.stdin = true;
+    spec.readonly_rootfs = true;
+    let source = MountSource::Image { lower: vec![volume], sub_path: Some("sub".into()) };
+    spec.mounts = vec![Mount { source, ..Mount::bind("", "/image") }];
+    spec.rlimits = vec![runtime::spec::Rlimit { name: "RLIMIT_CORE".into(), soft: 0, hard: u64::MAX }];
+    let id = node.run(spec).await;
+    let session = node.runtime().attach(&id).await.expect("attach");
+    assert!(session.tty);
+    session.resize(100, 50).expect("resize");
+    let terminal = session.terminal.as_ref().expect("a terminal");
+    rustix::io::write(terminal, b"hello\n").expect("written");
+    assert_eq!(node.ended(&id).await.status, ExitStatus::Code(0));
+    let output = node.output("c-1").replace('\r', "");
+    assert!(output.contains("/dev/pts/0\n") && output.contains("file\n"), "{output}");
+    assert!(output.contains("touch: /image/x: Read-only file system\nc\n"), "{output}");
+    assert!(output.ends_with("got hello\n"), "{output}");
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_at_once() {
+    let Some(node) = Node::open("many").await else { return };
+    let pods = (0..20).map(|index| {
+        let node = &node;
+        async move {
+            let sandbox = node.sandbox(&format!("pod-{index}")).await;
+            let (exit, output) = node.script(&sandbox, &format!("c-{index}"), &format!("echo {index}")).await;
+            assert_eq!((exit.status, output), (ExitStatus::Code(0), format!("{index}\n")));
+            node.runtime().remove_sandbox(&sandbox).await.expect("remove");
+        }
+    });
+    tokio::time::timeout(LONG * 3, futures::future::join_all(pods)).await.expect("in time");
     node.close().await;
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use runtime::{
-    Container, ContainerId, ContainerSpec, ContainerState, ExecOutput, Exit, Options, Runtime, SandboxId, SandboxSpec,
+    Container, ContainerId, ContainerSpec, ContainerState, ExecOutput, Exit, Options, Runtime, SandboxId,
+    SandboxSpec,
 };
 
 /// How long anything may take; a time-out prints the last state.
@@ -183,9 +184,10 @@ fn image(dir: &Path) -> PathBuf {
     }
     std::fs::copy("/bin/busybox", image.join("bin/busybox")).expect("busybox");
     for applet in [
-        "sh", "cat", "echo", "ls", "sleep", "true", "false", "id", "mount", "hostname", "kill", "env", "pwd", "mkdir",
-        "touch", "grep", "ps", "readlink", "mknod", "dd", "stat", "head", "seq", "rm", "ln", "wc", "tr", "test", "date",
-        "df", "chmod", "tty", "stty", "usleep", "awk", "cut", "sort", "od", "unshare", "chroot", "nc", "ip", "sysctl",
+        "sh", "cat", "echo", "ls", "sleep", "true", "false", "id", "mount", "hostname", "kill", "env", "pwd",
+        "mkdir", "touch", "grep", "ps", "readlink", "mknod", "dd", "stat", "head", "seq", "rm", "ln", "wc",
+        "tr", "test", "date", "df", "chmod", "tty", "stty", "usleep", "awk", "cut", "sort", "od", "unshare",
+        "chroot", "nc", "ip", "sysctl",
     ] {
         symlink("busybox", image.join("bin").join(applet)).expect("a link");
     }

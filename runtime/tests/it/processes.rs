@@ -17,7 +17,8 @@ async fn exec_sync_collects_and_kills() {
     let output = node.exec(&id, "echo out; echo err >&2; exit 5").await;
     assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], &b"err\n"[..]));
     assert_eq!((output.status, output.timed_out), (ExitStatus::Code(5), false));
-    let output = node.exec(&id, "grep -E 'Seccomp:|CapInh' /proc/self/status; ls /proc/self/fd | wc -l").await;
+    let output =
+        node.exec(&id, "grep -E 'Seccomp:|CapInh' /proc/self/status; ls /proc/self/fd | wc -l").await;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "CapInh:\t0000000000000000\nSeccomp:\t2\n4\n");
 
     let args = ["/bin/sleep", "1000"].map(str::to_owned).to_vec();
@@ -43,12 +44,7 @@ async fn exec_streams_and_terminals() {
     let Some(node) = Node::open("exec").await else { return };
     let sandbox = node.sandbox("pod-1").await;
     let id = node.run(node.spec(&sandbox, "c-1", "sleep 1000")).await;
-    let exec = ExecSpec {
-        args: vec!["cat".into()],
-        stdin: true,
-        stdout: true,
-        ..ExecSpec::default()
-    };
+    let exec = ExecSpec { args: vec!["cat".into()], stdin: true, stdout: true, ..ExecSpec::default() };
     let mut session = node.runtime().exec(&id, exec).await.expect("exec");
     let mut stdin = pipe::Sender::from_owned_fd(session.stdin.take().expect("stdin")).expect("a pipe");
     stdin.write_all(b"hello").await.expect("written");
@@ -59,7 +55,9 @@ async fn exec_streams_and_terminals() {
     assert_eq!(text, "hello");
     assert_eq!(session.wait().await, ExitStatus::Code(0));
 
-    let args = ["/bin/sh", "-c", "tty; stty size; echo $TERM; read x; stty size; exit 9"].map(str::to_owned).to_vec();
+    let args = ["/bin/sh", "-c", "tty; stty size; echo $TERM; read x; stty size; exit 9"]
+        .map(str::to_owned)
+        .to_vec();
     let exec = ExecSpec { args, tty: true, stdin: true, stdout: true, ..ExecSpec::default() };
     let session = node.runtime().exec(&id, exec).await.expect("exec");
     let master = session.terminal.as_ref().expect("a terminal").try_clone().expect("a copy");
@@ -140,10 +138,12 @@ async fn logs_are_reopened() {
 async fn stats_and_limits_are_as_good_as_the_node() {
     let Some(node) = Node::open("stats").await else { return };
     let sandbox = node.sandbox("pod-1").await;
-    let script = "head -c 100000 /dev/zero > /file; sleep 1000 & while true; do :; done";
+    let script = "head -c 100000 /dev/zero > /file; echo ready; sleep 1000 & while true; do :; done";
     let mut spec = node.spec(&sandbox, "c-1", script);
-    spec.resources = Resources { memory_limit: Some(64 << 20), cpu_shares: Some(512), ..Resources::default() };
+    spec.resources =
+        Resources { memory_limit: Some(64 << 20), cpu_shares: Some(512), ..Resources::default() };
     let id = node.run(spec).await;
+    crate::life::ready(&node, "c-1").await;
     let wait = async {
         loop {
             let stats = node.runtime().stats(&id).await.expect("stats");

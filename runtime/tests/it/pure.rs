@@ -66,13 +66,20 @@ fn check_draft(container: &ContainerSpec, want: Expect) {
             other => text += &format!("{other:?}\n"),
         }
     }
-    text += &format!("masked {}, read-only {}, root {:?}\n", draft.masked_paths.len(), draft.readonly_paths.len(), draft.root_propagation);
+    text += &format!(
+        "masked {}, read-only {}, root {:?}\n",
+        draft.masked_paths.len(),
+        draft.readonly_paths.len(),
+        draft.root_propagation
+    );
     want.assert_eq(&text);
 }
 
 #[test]
 fn the_default_spec() {
-    check_spec(&container(), expect![[r#"
+    check_spec(
+        &container(),
+        expect![[r#"
         {
           "annotations": {},
           "hostname": "web-0",
@@ -299,12 +306,15 @@ fn the_default_spec() {
             "path": "/data/c/upper",
             "readonly": false
           }
-        }"#]]);
+        }"#]],
+    );
 }
 
 #[test]
 fn the_default_draft() {
-    check_draft(&container(), expect![[r#"
+    check_draft(
+        &container(),
+        expect![[r#"
         run ["/bin/app", "-v"] in "/" as User { uid: 1000, gid: 1001, groups: [1001, 2000], umask: None }
         env ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=web-0", "HOME=/srv"]
         capabilities 0xa80425fb ambient 0x0
@@ -330,7 +340,8 @@ fn the_default_draft() {
         Symlink { path: "/dev/stderr", to: "/proc/self/fd/2" }
         Symlink { path: "/dev/core", to: "/proc/kcore" }
         masked 11, read-only 5, root None
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -349,14 +360,19 @@ fn volumes_limits_and_privileges() {
     spec.mounts = vec![
         Mount { propagation: Propagation::HostToContainer, ..Mount::bind("/host/deep", "/vol/deep") },
         Mount { recursive_readonly: true, noexec: true, ..Mount::bind("/host", "/vol").readonly() },
-        Mount { source: MountSource::Tmpfs { size: Some(4096), mode: Some(0o700) }, ..Mount::bind("", "/scratch") },
+        Mount {
+            source: MountSource::Tmpfs { size: Some(4096), mode: Some(0o700) },
+            ..Mount::bind("", "/scratch")
+        },
         Mount {
             source: MountSource::Image { lower: vec!["/layers/a".into()], sub_path: Some("sub".into()) },
             ..Mount::bind("", "/image")
         },
         Mount::bind("/host/shm", "/dev/shm"),
     ];
-    check_draft(&spec, expect![[r#"
+    check_draft(
+        &spec,
+        expect![[r#"
         run ["/bin/app", "-v"] in "/" as User { uid: 1000, gid: 1001, groups: [1001, 2000], umask: None }
         env ["PATH=/x", "HOME=/y", "A=2", "HOSTNAME=web-0", "TERM=xterm"]
         capabilities 0x1400 ambient 0x400
@@ -386,7 +402,8 @@ fn volumes_limits_and_privileges() {
         Bind(Bind { source: "/host/deep", recursive: true, set: 0, set_recursive: 0, propagation: Slave, target: "/vol/deep" })
         Bind(Bind { source: "/host/shm", recursive: true, set: 0, set_recursive: 0, propagation: Private, target: "/dev/shm" })
         masked 1, read-only 0, root Some(Slave)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -437,6 +454,10 @@ fn what_makes_no_sense_is_refused() {
         refused(|spec| spec.mounts = vec![Mount::bind("/a", "/")]),
         refused(|spec| spec.mounts = vec![Mount::bind("/a", "b")]),
         refused(|spec| spec.mounts = vec![Mount { recursive_readonly: true, ..Mount::bind("/a", "/b") }]),
+        refused(|spec| spec.mounts = vec![Mount::bind("/a", "/b/../proc")]),
+        refused(|spec| spec.mounts = vec![Mount::bind("/a", "/proc")]),
+        refused(|spec| spec.mounts = vec![Mount::bind("/a", "/proc/self/attr")]),
+        refused(|spec| spec.mounts = vec![Mount::bind("/a", "/proc/meminfo")]),
         refused(|spec| spec.capabilities.add = vec!["CAP_EVERYTHING".into()]),
         refused(|spec| spec.rlimits = vec![Rlimit { name: "nofile".into(), soft: 2, hard: 1 }]),
         refused(|spec| spec.rlimits = vec![Rlimit { name: "files".into(), soft: 2, hard: 2 }]),
@@ -445,11 +466,16 @@ fn what_makes_no_sense_is_refused() {
     expect![[r#"
         there is no command: give the container a command, or use an image with an entrypoint
         working directory "tmp" is not absolute: start it with '/'
-        mount target "/" is refused: an absolute path below '/' is wanted
-        mount target "b" is refused: an absolute path below '/' is wanted
+        mount target "/" is refused: an absolute path below '/' without '..' is wanted
+        mount target "b" is refused: an absolute path below '/' without '..' is wanted
         mount "/b" is recursively read-only but not read-only: set both
+        mount target "/b/../proc" is refused: an absolute path below '/' without '..' is wanted
+        mount target "/proc" is refused: nothing may be mounted in /proc but single files such as /proc/cpuinfo
+        mount target "/proc/self/attr" is refused: nothing may be mounted in /proc but single files such as /proc/cpuinfo
+        accepted
         capability "CAP_EVERYTHING" is not known: use a name of capabilities(7), such as NET_ADMIN, or ALL
         limit nofile: soft 2 is above hard 1: lower the first
         limit "files" is not known: use a name of getrlimit(2), such as RLIMIT_NOFILE
-        "A=\0" has a NUL byte in it: remove it"#]].assert_eq(&all.join("\n"));
+        "A=\0" has a NUL byte in it: remove it"#]]
+    .assert_eq(&all.join("\n"));
 }

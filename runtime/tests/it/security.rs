@@ -19,7 +19,11 @@ async fn a_device_that_was_not_given_cannot_be_used() {
     let script = "mknod /tmp/kmsg c 1 11 && echo made; head -c 1 /tmp/kmsg 2>&1; mknod /tmp/null c 1 3; echo > /tmp/null && echo null";
     let (_, output) = node.script(&sandbox, "c-1", script).await;
     assert_eq!(output, "made\nhead: /tmp/kmsg: Operation not permitted\nnull\n");
-    let mut spec = node.spec(&sandbox, "c-2", "ls /dev | wc -l; test -e /dev/kmsg && echo kmsg; grep CapEff /proc/self/status");
+    let mut spec = node.spec(
+        &sandbox,
+        "c-2",
+        "ls /dev | wc -l; test -e /dev/kmsg && echo kmsg; grep CapEff /proc/self/status",
+    );
     spec.privileged = true;
     let id = node.run(spec).await;
     node.ended(&id).await;
@@ -32,7 +36,8 @@ async fn a_working_directory_in_a_descriptor_leads_nowhere() {
     let Some(node) = Node::open("cwd").await else { return };
     let sandbox = node.sandbox("pod-1").await;
     for fd in [3, 7, 9, 15] {
-        let mut spec = node.spec(&sandbox, &format!("c-{fd}"), "pwd; ls ../../../../etc | wc -l; ls -l /proc/self/fd");
+        let mut spec =
+            node.spec(&sandbox, &format!("c-{fd}"), "pwd; ls ../../../../etc | wc -l; ls -l /proc/self/fd");
         spec.cwd = format!("/proc/self/fd/{fd}");
         let id = spec.id.clone();
         node.runtime().create_container(spec).await.expect("create");
@@ -81,7 +86,8 @@ async fn an_image_with_links_in_strange_places_harms_nobody() {
 async fn filters_are_in_force() {
     let Some(node) = Node::open("seccomp").await else { return };
     let sandbox = node.sandbox("pod-1").await;
-    let (_, output) = node.script(&sandbox, "c-1", "unshare -m true 2>&1; grep Seccomp: /proc/self/status").await;
+    let (_, output) =
+        node.script(&sandbox, "c-1", "unshare -m true 2>&1; grep Seccomp: /proc/self/status").await;
     assert!(output.contains("Operation not permitted") && output.contains("Seccomp:\t2"), "{output}");
     let mut spec = node.spec(&sandbox, "c-2", "grep Seccomp: /proc/self/status");
     spec.seccomp = Seccomp::Unconfined;
