@@ -82,7 +82,11 @@ pub fn open_beneath(root: &Path, path: &str) -> io::Result<OwnedFd> {
                     Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                     Err(err) => return Err(err.into()),
                 }
-                rustix::fs::openat2(&at, part, flags | OFlags::DIRECTORY, Mode::empty(), safe)?
+                let made = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let made = rustix::fs::openat2(&at, part, made, Mode::empty(), safe)?;
+                // The umask took bits away; the opened directory can't be exchanged any more.
+                rustix::fs::fchmod(&made, mode)?;
+                made
             }
             Err(err) => return Err(err.into()),
         };
@@ -156,7 +160,7 @@ pub fn unmount_below(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn no_link_leads_out_of_a_volume() {
@@ -175,5 +179,8 @@ mod tests {
         }
         assert_eq!(fs::read_dir(&outside).expect("list").count(), 0);
         assert!(volume.join("new/deep").is_dir());
+        fs::set_permissions(&volume, PermissionsExt::from_mode(0o777)).expect("chmod");
+        open_beneath(&volume, "open").expect("made");
+        assert_eq!(fs::metadata(volume.join("open")).expect("made").permissions().mode() & 0o777, 0o777);
     }
 }
