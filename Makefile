@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/out/bin:$(HOME)/.cargo/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help setup-run setup-test build run test unit scenarios images clients bench lint stop clean
+.PHONY: help setup-run setup-test setup-lint build run test unit scenarios images clients bench lint stop clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,7 +34,7 @@ images: ## Make the images of the examples and tests from Debian's packages
 clients: ## Build kubectl and crictl from their published Go modules, if they are not installed
 	@scripts/clients.sh out/bin
 
-lint: setup-test ## Formatting, clippy, the project's own rules, licences
+lint: setup-lint ## Formatting, clippy, the project's own rules, licences
 	@cargo xtask ci
 
 setup-run:
@@ -42,6 +42,9 @@ setup-run:
 
 setup-test:
 	@scripts/setup.sh test
+
+setup-lint:
+	@scripts/setup.sh lint
 
 stop: ## Stop what an interrupted `make run` left behind
 	@"$(TARGET)/release/orlop" --root out/node stop

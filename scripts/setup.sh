@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Installs what building, running or testing needs and is missing: Debian packages, and Rust by rustup.
-# Usage: setup.sh run|test
+# Usage: setup.sh run|test|lint
 set -euo pipefail
 
-purpose=${1:?say run or test}
+purpose=${1:?say run, test or lint}
 build=(build-essential curl ca-certificates mold)
 # nft for host ports and masquerading; busybox-static becomes the example's image.
 run=(nftables busybox-static)
 test=(git iproute2 jq docker-registry procps util-linux socat)
 
 packages=("${build[@]}" "${run[@]}")
-if [ "$purpose" = test ]; then packages+=("${test[@]}"); fi
+if [ "$purpose" != run ]; then packages+=("${test[@]}"); fi
 
 missing=()
 for package in "${packages[@]}"; do
@@ -39,7 +39,14 @@ if [ ${#missing[@]} -gt 0 ]; then
   rm -f "$log"
 fi
 
+export PATH="$HOME/.cargo/bin:$PATH"
 if ! command -v cargo >/dev/null; then
   echo "setup: installing Rust by rustup"
   curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy,rustfmt
+fi
+
+# Only `make lint` and CI need it.
+if [ "$purpose" = lint ] && ! cargo deny --version >/dev/null 2>&1; then
+  echo "setup: building cargo-deny (a few minutes, once)"
+  cargo install --quiet --locked --version 0.20.2 cargo-deny
 fi

@@ -46,6 +46,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     // The tests drive the built binary and link no crate of the daemon's.
     ("tests", &["client"]),
+    // So does the benchmark; it speaks CRI to both runtimes with our client.
+    ("bench", &["cri-api"]),
     ("xtask", &[]),
 ];
 

@@ -73,8 +73,8 @@ fn judge(path: &str, text: &str) -> Vec<String> {
     for (number, line) in text.lines().enumerate() {
         let number = number + 1;
         let line = line.split("//").next().unwrap_or_default();
-        let is_unsafe = UNSAFE.iter().any(|form| line.contains(form));
-        if is_unsafe && !may_be_unsafe {
+        let opens_unsafe = UNSAFE.iter().any(|form| line.contains(form));
+        if opens_unsafe && !may_be_unsafe {
             wrong.push(format!("{path}:{number}: `unsafe` belongs into sys or the keeper"));
         }
         for rule in FORBIDDEN {
