@@ -5,10 +5,11 @@
 use std::collections::HashSet;
 
 use crate::meta::{ContainerMeta, SandboxMeta};
-use crate::server::{Inner, StartError};
+use crate::error::chain;
+use crate::server::Inner;
 
 impl Inner {
-    pub(crate) async fn recover(&self) -> Result<(), StartError> {
+    pub(crate) async fn recover(&self) {
         let mut live = Vec::new();
         for sandbox in self.runtime.sandboxes() {
             match serde_json::from_value::<SandboxMeta>((*sandbox.meta).clone()) {
@@ -41,8 +42,11 @@ impl Inner {
             }
         }
         self.drop_strange_files();
-        self.network.reconcile(&live).await?;
-        Ok(())
+        // What can't be taken down now (a CNI plugin that fails, say) is tried again at the next start; it
+        // must not keep the node's pods from being served.
+        if let Err(error) = self.network.reconcile(&live).await {
+            tracing::warn!(error = %chain(&error), "take down the networks of sandboxes that are gone");
+        }
     }
 
     /// Removes the files of sandboxes that are gone.

@@ -74,7 +74,7 @@ impl CriServer {
         let index = Index::default();
         let rates = Rates::default();
         let inner = Arc::new(Inner { runtime, images, network, config, index, rates, streaming });
-        inner.recover().await?;
+        inner.recover().await;
         Ok(CriServer { inner })
     }
 
