@@ -35,6 +35,9 @@ pub fn container(pod: &Pod, container: &Container, node_memory: i64) -> cri::Lin
             request("memory").and_then(|t| quantity::whole(&t)).unwrap_or(0),
             node_memory,
         ),
+        // A container that exceeds its memory ends as a whole, not one process of it: what
+        // KubeletConfiguration calls `singleProcessOOMKill: false`, its default on cgroup v2.
+        unified: std::collections::BTreeMap::from([("memory.oom.group".to_owned(), "1".to_owned())]),
         ..Default::default()
     }
 }
