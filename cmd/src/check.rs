@@ -285,8 +285,14 @@ mod tests {
 
     #[test]
     fn everything_that_lacks_is_said_at_once() {
-        let bare =
-            Observed { kernel: "5.10.0".into(), cgroup: Err("no cgroup2".into()), ..Observed::default() };
+        let bare = Observed {
+            root: false,
+            kernel: "5.10.0".into(),
+            cgroup: Err("no cgroup2".into()),
+            filesystems: String::new(),
+            seccomp: false,
+            ..perfect()
+        };
         let fails: Vec<_> =
             findings(&bare).into_iter().filter(|f| f.level == Level::Prevents).map(|f| f.what).collect();
         assert_eq!(fails, ["root", "kernel", "overlay", "cgroup v2", "seccomp"]);

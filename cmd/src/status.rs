@@ -19,9 +19,7 @@ pub async fn run(paths: &Paths, flags: &StatusFlags) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(flags.timeout);
     loop {
         match look(&kubeconfig).await {
-            Ok((_, nodes))
-                if flags.wait_ready && nodes.iter().all(|node| ready(node)) && !nodes.is_empty() =>
-            {
+            Ok((_, nodes)) if flags.wait_ready && nodes.iter().all(ready) && !nodes.is_empty() => {
                 return Ok(());
             }
             Ok((client, nodes)) if !flags.wait_ready => return print(&client, &nodes).await,
@@ -50,7 +48,7 @@ async fn print(client: &Client, nodes: &[Node]) -> anyhow::Result<()> {
     }
     let pods = Api::<Pod>::all(client.clone()).list(&ListParams::default()).await.context("list the pods")?;
     if !pods.items.is_empty() {
-        println!("{:<16} {:<40} {:<10} {:<8} {}", "NAMESPACE", "POD", "PHASE", "RESTARTS", "IP");
+        println!("{:<16} {:<40} {:<10} {:<8} IP", "NAMESPACE", "POD", "PHASE", "RESTARTS");
     }
     for pod in &pods.items {
         let status = pod.status.clone().unwrap_or_default();
