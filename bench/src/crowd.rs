@@ -9,7 +9,7 @@ use cri_api::Cri;
 use cri_api::v1::{ContainerStatusRequest, ListContainersRequest};
 
 use crate::engine::Engine;
-use crate::measure::Measure;
+use crate::measure::{Measure, OF_A_CROWD};
 use crate::memory::{self, Memory};
 use crate::pods::{self, Pod};
 use crate::report::Report;
@@ -72,11 +72,7 @@ pub async fn round(report: &mut Report, engine: &Engine, idle: Option<Usage>, si
                 [Measure::DaemonCrowd, Measure::HelpersCrowd, Measure::PodMemory, Measure::PodProcesses];
             report.note(who, &measures, weighed);
         }
-        Some(why) => {
-            let measures =
-                [Measure::Crowd, Measure::List, Measure::Status, Measure::DaemonCrowd, Measure::PodMemory];
-            report.fail(who, &measures, &why);
-        }
+        Some(why) => report.fail(who, OF_A_CROWD, &why),
     }
     for pod in pods {
         let ended = pod.end(&engine.cri).await.map(|_| ());

@@ -96,7 +96,7 @@ async fn main() -> anyhow::Result<()> {
 
 /// Everything over CRI: both runtimes run at the same time and are asked in turns.
 async fn runtimes(report: &mut Report, flags: &Flags, with_peer: bool) {
-    let over_cri = [Measure::PodStart, Measure::PodEnd, Measure::Exec, Measure::Crowd, Measure::Pull];
+    let over_cri = measure::over_cri();
     let images = ["busybox", "pause"].map(|name| flags.images.join(format!("{name}.tar")));
     let mut engines: Vec<Engine> = Vec::new();
     report.say("starting orlop cri");

@@ -133,6 +133,24 @@ pub const MEASURES: &[Row] = &[
     row(Measure::Binary, "size of the binary", Unit::Mb, Budget::AtMost(40.0)),
 ];
 
+/// What many pods over CRI give.
+pub const OF_A_CROWD: &[Measure] = &[
+    Measure::Crowd,
+    Measure::List,
+    Measure::Status,
+    Measure::DaemonCrowd,
+    Measure::HelpersCrowd,
+    Measure::PodMemory,
+    Measure::PodProcesses,
+];
+
+/// What is asked of both runtimes over CRI.
+pub fn over_cri() -> Vec<Measure> {
+    let cluster = Measure::ServerStart as usize..=Measure::ServerCrowd as usize;
+    let all = MEASURES.iter().map(|row| row.measure);
+    all.filter(|measure| !cluster.contains(&(*measure as usize)) && *measure != Measure::Binary).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,5 +159,12 @@ mod tests {
     fn the_table_is_in_the_order_of_the_measures_and_complete() {
         let listed: Vec<_> = MEASURES.iter().map(|row| row.measure as usize).collect();
         assert_eq!(listed, (0..=Measure::Binary as usize).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn over_cri_is_what_is_neither_of_the_cluster_nor_of_the_binary() {
+        let over_cri = over_cri();
+        assert!(over_cri.contains(&Measure::RunSandbox) && over_cri.contains(&Measure::PullPeak));
+        assert!(!over_cri.contains(&Measure::CreateToReady) && !over_cri.contains(&Measure::Binary));
     }
 }

@@ -25,11 +25,8 @@ pub async fn run(report: &mut Report, engines: &[Engine], warm_up: usize, rounds
         };
         for engine in order {
             let heard = if counts { &mut *report } else { &mut unheard };
-            let own = own_network(heard, engine).await.context("a pod with its own network");
-            let measures = &[Measure::PodStart, Measure::PodEnd, Measure::Exec];
-            heard.note(engine.who, measures, own);
-            let host = host_network(heard, engine).await.context("a pod with host network");
-            heard.note(engine.who, &[Measure::PodStartHost], host);
+            own_network(heard, engine).await;
+            host_network(heard, engine).await;
         }
         let number = round + 1 - warm_up.min(round);
         if !counts && round == 0 {
@@ -45,27 +42,42 @@ pub async fn run(report: &mut Report, engines: &[Engine], warm_up: usize, rounds
     }
 }
 
-async fn own_network(report: &mut Report, engine: &Engine) -> anyhow::Result<()> {
-    let (pod, times) = pods::start(&engine.cri, &engine.dir, false).await?;
-    report.add_ms(engine.who, Measure::RunSandbox, times.sandbox);
-    report.add_ms(engine.who, Measure::Create, times.create);
-    report.add_ms(engine.who, Measure::Start, times.start);
-    report.add_ms(engine.who, Measure::PodStart, times.sum());
+async fn own_network(report: &mut Report, engine: &Engine) {
+    let who = engine.who;
+    let (pod, times) = match pods::start(&engine.cri, &engine.dir, false).await {
+        Ok(started) => started,
+        Err(err) => {
+            report.fail(who, &[Measure::PodStart, Measure::Exec, Measure::PodEnd], &err);
+            return;
+        }
+    };
+    report.add_ms(who, Measure::RunSandbox, times.sandbox);
+    report.add_ms(who, Measure::Create, times.create);
+    report.add_ms(who, Measure::Start, times.start);
+    report.add_ms(who, Measure::PodStart, times.sum());
     for _ in 0..EXECS {
         match pod.exec(&engine.cri).await {
-            Ok(time) => report.add_ms(engine.who, Measure::Exec, time),
-            Err(err) => report.fail(engine.who, &[Measure::Exec], &err),
+            Ok(time) => report.add_ms(who, Measure::Exec, time),
+            Err(err) => report.fail(who, &[Measure::Exec], &err),
         }
     }
-    let times = pod.end(&engine.cri).await?;
-    report.add_ms(engine.who, Measure::StopSandbox, times.stop);
-    report.add_ms(engine.who, Measure::RemoveSandbox, times.remove);
-    report.add_ms(engine.who, Measure::PodEnd, times.stop + times.remove);
-    Ok(())
+    match pod.end(&engine.cri).await {
+        Ok(times) => {
+            report.add_ms(who, Measure::StopSandbox, times.stop);
+            report.add_ms(who, Measure::RemoveSandbox, times.remove);
+            report.add_ms(who, Measure::PodEnd, times.stop + times.remove);
+        }
+        Err(err) => report.fail(who, &[Measure::PodEnd], &err),
+    }
 }
 
-async fn host_network(report: &mut Report, engine: &Engine) -> anyhow::Result<()> {
-    let (pod, times) = pods::start(&engine.cri, &engine.dir, true).await?;
-    report.add_ms(engine.who, Measure::PodStartHost, times.sum());
-    pod.end(&engine.cri).await.map(|_| ())
+async fn host_network(report: &mut Report, engine: &Engine) {
+    match pods::start(&engine.cri, &engine.dir, true).await {
+        Ok((pod, times)) => {
+            report.add_ms(engine.who, Measure::PodStartHost, times.sum());
+            let ended = pod.end(&engine.cri).await.map(|_| ());
+            report.note(engine.who, &[Measure::PodEnd], ended.context("end a pod with host network"));
+        }
+        Err(err) => report.fail(engine.who, &[Measure::PodStartHost], &err),
+    }
 }
