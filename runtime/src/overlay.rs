@@ -4,7 +4,8 @@
 //! is, safe for any character in it, and nothing of the node's paths shows in the container's mountinfo.
 //!
 //! Guarantees: the mount is in no mount table, and is gone with its descriptor.
-//! Caveat: before 6.5 all layers must fit into one page of options: about 150 of them.
+//! Caveats: before 6.7 all layers must fit into one page of options: about 150 of them; with more than about 14
+//! the mount is in the mount table for a moment.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -93,8 +94,11 @@ fn explained((errno, words): (sys::Errno, String)) -> RuntimeError {
     RuntimeError::io(step)(errno.into())
 }
 
-/// For kernels that take the layers in one option only: the old call, whose options may fill a page, on a
-/// directory that is unmounted again at once.
+/// Longest value of an option of the new mount API (fsconfig(2)), with its NUL byte.
+const LONGEST_VALUE: usize = 256;
+
+/// For kernels that take the layers in one option only. When it is too long for the new mount API: the old call,
+/// whose options may fill a page, on a directory that is unmounted again at once.
 fn all_at_once(
     layers: &[OwnedFd],
     changes: Option<&(OwnedFd, OwnedFd)>,
@@ -102,13 +106,17 @@ fn all_at_once(
 ) -> Result<OwnedFd, RuntimeError> {
     // The old call is made in this thread, so the shorter name serves.
     let short = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let mut options = format!("lowerdir={}", layers.iter().map(short).collect::<Vec<_>>().join(":"));
+    let lower = layers.iter().map(short).collect::<Vec<_>>().join(":");
+    if lower.len() < LONGEST_VALUE {
+        return in_one_option(&lower, changes);
+    }
+    let mut options = format!("lowerdir={lower}");
     if let Some((upper, work)) = changes {
         options += &format!(",upperdir={},workdir={}", short(upper), short(work));
     }
     if options.len() > 4095 {
         return Err(RuntimeError::invalid(format!(
-            "the image has {} layers, more than this kernel can mount: use Linux 6.5 or newer, or squash the image",
+            "the image has {} layers, more than this kernel can mount: use Linux 6.7 or newer, or squash the image",
             layers.len()
         )));
     }
@@ -124,6 +132,17 @@ fn all_at_once(
     });
     let _ = std::fs::remove_dir(&place);
     copy.map_err(|errno| RuntimeError::io(step())(errno.into()))
+}
+
+fn in_one_option(lower: &str, changes: Option<&(OwnedFd, OwnedFd)>) -> Result<OwnedFd, RuntimeError> {
+    let lower = CString::new(lower).expect("numbers have no NUL byte");
+    let changed = changes.map(|(upper, work)| (name(upper), name(work)));
+    let mut options = vec![FsOption::Value(c"lowerdir", &lower)];
+    if let Some((upper, work)) = &changed {
+        options.push(FsOption::Value(c"upperdir", upper));
+        options.push(FsOption::Value(c"workdir", work));
+    }
+    sys::mount::create_explained(c"overlay", Some(c"overlay"), &options, 0).map_err(explained)
 }
 
 fn old_mount(place: &Path, options: &CStr) -> sys::Result<()> {
@@ -155,7 +174,16 @@ mod tests {
             .iter()
             .map(|path| rustix::fs::open(path.as_path(), OFlags::PATH, Mode::empty()).expect("opened"))
             .collect();
-        let mut mounts = vec![all_at_once(&layers, None, &sub("scratch")).expect("mounted the old way")];
+        // The old call serves only when there are many; the others are empty.
+        let many: Vec<OwnedFd> = (0..20)
+            .map(|number| sub(&format!("empty-{number}")))
+            .chain([one.clone(), two.clone()])
+            .map(|path| rustix::fs::open(path.as_path(), OFlags::PATH, Mode::empty()).expect("opened"))
+            .collect();
+        let mut mounts = vec![
+            all_at_once(&layers, None, &sub("scratch")).expect("mounted with one option"),
+            all_at_once(&many, None, &sub("scratch")).expect("mounted the old way"),
+        ];
         if sys::features::get().overlay_lowerdir_append {
             mounts.push(one_by_one(&layers, None).expect("mounted"));
         }

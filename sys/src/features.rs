@@ -20,7 +20,7 @@ pub struct Features {
     pub mount_setattr: bool,
     /// A detached mount can be the target of a mount (Linux 6.15).
     pub mount_on_detached: bool,
-    /// overlayfs takes its lower directories one by one, `lowerdir+` (Linux 6.5).
+    /// overlayfs takes its lower directories one by one, `lowerdir+` (Linux 6.7).
     pub overlay_lowerdir_append: bool,
     /// Controllers of the cgroup2 hierarchy.
     pub cgroup_controllers: Vec<String>,
@@ -74,9 +74,11 @@ fn mounts_on_detached(tmpfs: &OwnedFd) -> bool {
 }
 
 fn overlay_lowerdir_append() -> bool {
-    // The key is refused as unknown where it is not supported; the directory is only looked up.
+    // Before 6.5 overlayfs collects any key, and refuses the unknown ones only when it is mounted. From then on an
+    // unknown key is refused at once; the directory of a known one is only looked up.
     crate::mount::open_context(c"overlay").is_ok_and(|context| {
-        rustix::mount::fsconfig_set_string(&context, c"lowerdir+", c"/") != Err(Errno::INVAL)
+        let refused = |key| rustix::mount::fsconfig_set_string(&context, key, c"/") == Err(Errno::INVAL);
+        refused(c"no-such-option") && !refused(c"lowerdir+")
     })
 }
 
