@@ -42,9 +42,29 @@ if [ -z "$bench" ]; then
   bench=${CARGO_TARGET_DIR:-$PWD/target}/release/bench
 fi
 
-root=$(mktemp -d "${TMPDIR:-/tmp}/orlop-bench.XXXXXX")
+# Removes what a run leaves in its directory, and cgroups, which are no namespace's: Orlop removes its own,
+# the rest has the directory's name.
+clean_up() {
+  local node
+  for node in "$1"/orlop-*; do
+    if [ -d "$node/run" ]; then
+      unshare --net --mount "$orlop" --root "$node" --log error stop || true
+    fi
+  done
+  find /sys/fs/cgroup -depth -type d -path "*/${1##*/}*" -exec rmdir {} + 2>/dev/null || true
+  rm -rf --one-file-system "$1"
+}
+
+# A run that was killed could not clean up; its processes died with it.
+temporary=${TMPDIR:-/tmp}
+for left in "$temporary"/orlop-bench.*.*; do
+  owner=${left#"$temporary"/orlop-bench.}
+  if [ -d "$left" ] && [ ! -d "/proc/${owner%%.*}" ]; then clean_up "$left"; fi
+done
+
+root=$(mktemp -d "$temporary/orlop-bench.$$.XXXXXX")
 chmod 755 "$root"
-# The mounts below hide nothing of the host's, and the directories must exist to be hidden.
+# The mounts of `inside` need these directories to be there.
 made=()
 for dir in /run/containerd /var/lib/cni; do
   if [ ! -d "$dir" ]; then mkdir -p "$dir" && made+=("$dir"); fi
@@ -55,16 +75,9 @@ finish() {
   trap - EXIT INT TERM
   # With its first process every other of the namespace ends.
   if [ -n "$main" ]; then kill -KILL "$main" 2>/dev/null && wait "$main" 2>/dev/null || true; fi
-  # Cgroups are no namespace's: Orlop removes its own, the rest has the directory's name.
-  local node
-  for node in "$root"/orlop-*; do
-    if [ -d "$node/run" ]; then
-      unshare --net --mount "$orlop" --root "$node" --log error stop || true
-    fi
-  done
-  find /sys/fs/cgroup -depth -type d -path "*/${root##*/}*" -exec rmdir {} + 2>/dev/null || true
-  rm -rf --one-file-system "$root"
-  for node in "${made[@]}"; do rmdir "$node" 2>/dev/null || true; done
+  clean_up "$root"
+  local dir
+  for dir in "${made[@]}"; do rmdir "$dir" 2>/dev/null || true; done
 }
 trap finish EXIT
 trap 'exit 130' INT TERM

@@ -78,10 +78,19 @@ impl Report {
         self.series.get(&(measure, who))
     }
 
-    /// Every failure: whose, of what, how often, and the first reason.
-    pub fn failures(&self) -> impl Iterator<Item = (Who, Measure, usize, &str)> {
-        let failed = self.series.iter().filter(|(_, series)| !series.failures.is_empty());
-        failed.map(|((measure, who), series)| (*who, *measure, series.failures.len(), &*series.failures[0]))
+    /// Every reason for a failure: whose, how often at most, why, and of which measures.
+    pub fn failures(&self) -> BTreeMap<(Who, &str), (usize, Vec<Measure>)> {
+        let mut all: BTreeMap<_, (usize, Vec<Measure>)> = BTreeMap::new();
+        for ((measure, who), series) in &self.series {
+            for why in &series.failures {
+                let (count, measures) = all.entry((*who, why.as_str())).or_default();
+                if measures.last() != Some(measure) {
+                    measures.push(*measure);
+                }
+                *count = series.failures.iter().filter(|other| *other == why).count().max(*count);
+            }
+        }
+        all
     }
 
     /// Seconds since the run began.
@@ -92,5 +101,24 @@ impl Report {
     /// Prints a progress line.
     pub fn say(&self, text: &str) {
         eprintln!("bench: [{:5.1} s] {text}", self.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn failures_are_gathered_by_their_reason() {
+        let mut report = Report::new();
+        report.add(Who::Orlop, Measure::Exec, 1.0);
+        report.fail(Who::Orlop, &[Measure::Exec, Measure::List], &anyhow!("broken"));
+        report.fail(Who::Orlop, &[Measure::Exec], &anyhow!("broken"));
+        report.fail(Who::Peer, &[Measure::Exec], &anyhow!("absent"));
+        let all: Vec<_> = report.failures().into_iter().collect();
+        let ours = ((Who::Orlop, "broken"), (2, vec![Measure::Exec, Measure::List]));
+        assert_eq!(all, [ours, ((Who::Peer, "absent"), (1, vec![Measure::Exec]))]);
     }
 }

@@ -28,10 +28,11 @@ pub fn render(report: &Report, has_peer: bool) -> String {
             text.push('\n');
         }
     }
-    for (who, measure, count, why) in report.failures() {
-        let what = MEASURES.iter().find(|row| row.measure == measure).map_or("?", |row| row.what);
+    for ((who, why), (count, measures)) in report.failures() {
+        let of = MEASURES.iter().filter(|row| measures.contains(&row.measure));
+        let of: Vec<_> = of.map(|row| row.what).collect();
         // Writing to a string can't fail.
-        let _ = writeln!(text, "failed {count} times, {}, {what}: {why}", who.name());
+        let _ = writeln!(text, "FAILED {count} times, {}, {}: {}", who.name(), of.join("; "), why.trim());
     }
     text
 }
