@@ -4,8 +4,8 @@
 
 use std::collections::HashSet;
 
-use crate::meta::{ContainerMeta, SandboxMeta};
 use crate::error::chain;
+use crate::meta::{ContainerMeta, SandboxMeta};
 use crate::server::Inner;
 
 impl Inner {
