@@ -5,15 +5,18 @@
 //! Assumes: root, `ip` and `nsenter`; the binary and the images as `make test` names them.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 mod clients;
 mod leaks;
 mod node;
+mod proxy;
 mod registry;
 mod wait;
 
 pub use clients::{Ran, Running, program as clients_program};
 pub use clients::{command, run};
 pub use node::{Node, NodeOptions, condition, signal};
+pub use proxy::{Proxy, Trouble};
 pub use registry::Registry;
 pub use wait::{eventually, eventually_within};
 

@@ -3,10 +3,14 @@
 mod bad_input;
 mod crictl;
 mod deployment;
+mod images;
+mod join;
 mod kubectl;
 mod life;
 mod manifests;
 mod node;
+mod operate;
+mod pod_fields;
 mod survival;
 mod volumes;
 
