@@ -23,7 +23,8 @@ pub async fn run(config: NodeConfig, command: ImageCommand) -> anyhow::Result<()
         ImageCommand::Import { archive } => {
             // The daemon has another working directory.
             let archive = archive.canonicalize().with_context(|| format!("find {}", archive.display()))?;
-            print_images(&ask(&config, Request::Import { archive }).await?);
+            let what = format!("import {}", archive.display());
+            print_images(&ask(&config, Request::Import { archive }).await.context(what)?);
         }
         ImageCommand::List => print_table(&ask(&config, Request::List).await?),
         ImageCommand::Remove { names } => {

@@ -103,10 +103,20 @@ fn sub_path(mount: &VolumeMount, env: &[(String, Vec<u8>)]) -> Result<Option<Str
     Ok(Some(path))
 }
 
+/// Says in words what the kernel says in numbers of a path that leads out of the volume.
+fn said(err: io::Error, path: &str) -> io::Error {
+    if err.raw_os_error() == Some(rustix::io::Errno::XDEV.raw_os_error()) {
+        return io::Error::other(format!(
+            "subPath \"{path}\" leads out of the volume through a symbolic link"
+        ));
+    }
+    err
+}
+
 /// Opens the sub-path without leaving the volume and binds what was opened, so that nobody can
 /// exchange it between the check and the mount.
 fn bind_sub_path(root: &Path, path: &str, target: &Path) -> io::Result<PathBuf> {
-    let found: OwnedFd = mounts::open_beneath(root, path)?;
+    let found: OwnedFd = mounts::open_beneath(root, path).map_err(|err| said(err, path))?;
     let mode = rustix::fs::fstat(&found)?.st_mode;
     let is_dir = rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Directory;
     mounts::bind(&found, target, is_dir)?;
