@@ -32,7 +32,7 @@ pub enum RegistryError {
         detail: String,
     },
     /// The credentials are missing, wrong or not enough.
-    #[error("registry {host} denies access to {what}{}; check the pull secret", own_words(.detail))]
+    #[error("registry {host} denies access to {what}{}; check the credentials (imagePullSecrets of the pod, or --creds)", own_words(.detail))]
     Unauthorized {
         /// What was asked for.
         what: String,

@@ -256,7 +256,7 @@ async fn authenticates() {
     check(
         refused(&server, &Place::new(), None).await,
         ErrorKind::Unauthorized,
-        &["denies access", "pull secret"],
+        &["denies access", "check the credentials"],
     );
     pull(user()).await.expect("pulled with basic authentication");
     wants(Wants::Bearer(None));
