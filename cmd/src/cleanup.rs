@@ -20,13 +20,13 @@ pub async fn stop(config: NodeConfig) -> anyhow::Result<()> {
         network.destroy().await?;
         anyhow::Ok(())
     };
-    let network = match &runtime {
-        // Without the lock nothing else may be touched.
-        Err(_) => Ok(()),
-        Ok(()) => network.await.context("take down the pod network"),
-    };
-    let volumes = if runtime.is_ok() { unmount_below(&config.paths.data.join("kubelet")) } else { Ok(()) };
-    runtime.and(network).and(volumes)
+    // Without the lock nothing else may be touched.
+    runtime?;
+    let network = network.await.context("take down the pod network");
+    let volumes = unmount_below(&config.paths.data.join("kubelet"));
+    // The pods' resolver configurations, and sockets that nobody serves.
+    let files = remove(&config.paths.run.join("cri")).and(remove(&config.paths.run.join("admin.sock")));
+    network.and(volumes).and(files)
 }
 
 /// The same, and removes all that the node kept. Without `yes` it only says what that is.
@@ -52,6 +52,17 @@ pub async fn reset(config: NodeConfig, yes: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes a file or a directory with all that is in it; a missing one is fine.
+fn remove(path: &Path) -> anyhow::Result<()> {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match removed {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            Err(err).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Unmounts the volumes that the kubelet mounted, innermost first.

@@ -43,8 +43,7 @@ pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
 
     let serving = pki.serving(&node_user, &names(&config, &[]))?;
     let kubelet_api = api_config(&config, &serving, pki.ca_pem());
-    let kubelet =
-        new_kubelet(&config, kubelet_api, Some(kubelet_client), Arc::clone(&node.cri), None).await?;
+    let kubelet = new_kubelet(&config, kubelet_api, Some(kubelet_client), Runtime::Own(&node), None).await?;
     let controllers = controllers::Config { ca_pem: pki.ca_pem().to_owned() };
 
     // The API goes last, so that the others can say goodbye to it.
@@ -87,12 +86,12 @@ pub async fn kubelet(config: NodeConfig, flags: &KubeletFlags) -> anyhow::Result
     let manifests = flags.manifests.as_deref();
     if let Some(socket) = &flags.container_runtime_endpoint {
         let cri: Arc<dyn Cri> = Arc::new(cri_api::GrpcClient::connect(socket).await?);
-        let kubelet = new_kubelet(&config, api, client, cri, manifests).await?;
+        let kubelet = new_kubelet(&config, api, client, Runtime::Other(cri), manifests).await?;
         kubelet.run(shutdown.cancelled_owned()).await;
         return Ok(());
     }
     let node = Node::open(&config).await?;
-    let kubelet = new_kubelet(&config, api, client, Arc::clone(&node.cri), manifests).await?;
+    let kubelet = new_kubelet(&config, api, client, Runtime::Own(&node), manifests).await?;
     let ((), node) = tokio::join!(kubelet.run(shutdown.clone().cancelled_owned()), node.serve(shutdown));
     node
 }
@@ -174,15 +173,28 @@ fn api_config(config: &NodeConfig, serving: &Identity, client_ca: &str) -> ApiCo
     }
 }
 
+/// What a kubelet runs its pods with.
+enum Runtime<'a> {
+    Own(&'a Node),
+    Other(Arc<dyn Cri>),
+}
+
 async fn new_kubelet(
     config: &NodeConfig,
     api: ApiConfig,
     client: Option<Client>,
-    cri: Arc<dyn Cri>,
+    runtime: Runtime<'_>,
     manifests: Option<&Path>,
 ) -> anyhow::Result<Kubelet> {
     let paths = &config.paths;
     let mut settings = kubelet::Config::new(config.node_name.clone(), &paths.data);
+    let cri = match runtime {
+        Runtime::Own(node) => {
+            settings.cgroup_base = Some(format!("/{}", config.cgroup_parent()));
+            Arc::clone(&node.cri)
+        }
+        Runtime::Other(cri) => cri,
+    };
     settings.node_ips = config.node_ips.clone();
     settings.root_dir = paths.data.join("kubelet");
     settings.pod_logs_dir = paths.log.join("pods");

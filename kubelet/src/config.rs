@@ -36,6 +36,9 @@ pub struct Config {
     pub cluster_domain: String,
     /// The host's resolver configuration that `dnsPolicy: Default` passes on.
     pub resolv_conf: PathBuf,
+    /// The cgroup beneath which the runtime puts those that it is given, to set the weights of the classes of pods
+    /// (`sandbox::shares`). `None` for a runtime that has its own idea of them.
+    pub cgroup_base: Option<String>,
     /// Prefix of pods' cgroup parents; empty gives `/kubepods/…`.
     pub cgroup_root: String,
     /// Labels to register the node with, besides the well-known ones.
@@ -127,6 +130,7 @@ impl Config {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
             resolv_conf: "/etc/resolv.conf".into(),
+            cgroup_base: None,
             cgroup_root: String::new(),
             node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),

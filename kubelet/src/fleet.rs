@@ -48,6 +48,8 @@ impl Fleet {
     /// Brings the tasks in line with what there should be.
     pub fn sync(&self, wanted: &Wanted) {
         let all = desired(wanted);
+        let objects: Vec<Arc<Pod>> = all.iter().map(|(_, desired)| Arc::clone(&desired.pod)).collect();
+        crate::sandbox::shares::apply(&self.shared.config, &objects);
         let mut pods = self.pods.write();
         pods.retain(|_, (_, handle)| !handle.done.is_cancelled());
         for (key, mut desired) in all.clone() {

@@ -310,6 +310,21 @@ pub fn keyed_value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
+/// `cpu.weight` of v1 shares: the curve through (2, 1), (1024, 100) and (262144, 10000) that runc, crun and
+/// Kubernetes agreed on in 2025.
+pub fn weight_of_shares(shares: u64) -> u64 {
+    match shares {
+        0..=2 => 1,
+        262_144.. => 10_000,
+        _ => {
+            let log = (shares as f64).log2();
+            // 10 to the power of (log² + 125 log) / 612 - 7/34, with the fractions joined so that 1024 is exact.
+            let exponent = (log * (log + 125.0) - 126.0) / 612.0;
+            10f64.powf(exponent).ceil().clamp(1.0, 10_000.0) as u64
+        }
+    }
+}
+
 /// The cgroup2 path of a process (`/proc/PID/cgroup`, the line `0::`), relative to the root of
 /// the caller's cgroup namespace.
 ///
@@ -332,6 +347,18 @@ mod tests {
         assert_eq!(keyed_value(text, "oom_kill"), Some(3));
         assert_eq!(keyed_value(text, "oom"), Some(1));
         assert_eq!(keyed_value(text, "no"), None);
+    }
+
+    #[test]
+    fn shares_follow_the_curve() {
+        let weights: Vec<u64> =
+            [0, 2, 3, 102, 256, 512, 1024, 2048, 4096, 65_536, 262_143, 262_144, u64::MAX]
+                .into_iter()
+                .map(weight_of_shares)
+                .collect();
+        assert_eq!(weights, [1, 1, 2, 17, 35, 59, 100, 174, 303, 3023, 10000, 10000, 10000]);
+        let all: Vec<u64> = (0..300_000).step_by(7).map(weight_of_shares).collect();
+        assert!(all.is_sorted(), "more shares never give less weight");
     }
 
     #[test]

@@ -67,8 +67,8 @@ fn quota(milli: i64) -> i64 {
 }
 
 /// CPU shares: 1024 a CPU, at least 2.
-fn shares(milli: i64) -> i64 {
-    (milli * 1024 / 1000).clamp(2, 262_144)
+pub fn shares(milli: i64) -> i64 {
+    (milli.saturating_mul(1024) / 1000).clamp(2, 262_144)
 }
 
 /// How readily the kernel kills it: guaranteed pods last, best-effort ones first.

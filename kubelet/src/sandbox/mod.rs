@@ -2,6 +2,7 @@
 
 pub mod dns;
 pub mod hosts;
+pub mod shares;
 
 use std::collections::BTreeMap;
 

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use sys::cgroup::weight_of_shares;
+
 use crate::error::RuntimeError;
 use crate::spec::Resources;
 
@@ -67,21 +69,6 @@ pub fn values(resources: &Resources) -> Result<Vec<Value>, RuntimeError> {
         check_name(file)?;
     }
     Ok(files.into_iter().map(|(file, value)| Value { file, value }).collect())
-}
-
-/// `cpu.weight` of v1 shares: the curve through (2, 1), (1024, 100) and (262144, 10000) that runc, crun and
-/// Kubernetes agreed on in 2025.
-pub fn weight_of_shares(shares: u64) -> u64 {
-    match shares {
-        0..=2 => 1,
-        262_144.. => 10_000,
-        _ => {
-            let log = (shares as f64).log2();
-            // 10 to the power of (log² + 125 log) / 612 - 7/34, with the fractions joined so that 1024 is exact.
-            let exponent = (log * (log + 125.0) - 126.0) / 612.0;
-            10f64.powf(exponent).ceil().clamp(1.0, 10_000.0) as u64
-        }
-    }
 }
 
 /// `io.weight` (1 to 10000) of a blkio weight (10 to 1000).
@@ -200,18 +187,5 @@ mod tests {
                 r#"cgroup file "../cgroup.procs" is refused: the name of a controller's file, such as memory.high, is wanted"#
             ]],
         );
-    }
-
-    #[test]
-    fn shares_follow_the_curve() {
-        let weights: Vec<u64> =
-            [0, 2, 3, 102, 256, 512, 1024, 2048, 4096, 65_536, 262_143, 262_144, u64::MAX]
-                .into_iter()
-                .map(weight_of_shares)
-                .collect();
-        expect!["[1, 1, 2, 17, 35, 59, 100, 174, 303, 3023, 10000, 10000, 10000]"]
-            .assert_eq(&format!("{weights:?}"));
-        let all: Vec<u64> = (0..300_000).step_by(7).map(weight_of_shares).collect();
-        assert!(all.is_sorted(), "more shares never give less weight");
     }
 }
