@@ -297,6 +297,14 @@ async fn terminals_and_volumes() {
     let session = node.runtime().attach(&id).await.expect("attach");
     assert!(session.tty);
     session.resize(100, 50).expect("resize");
+    // What is typed is echoed at once: only after everything else was printed is its place certain.
+    let printed = async {
+        let mut looks = tokio::time::interval(std::time::Duration::from_millis(10));
+        while !node.output("c-1").replace('\r', "").contains("\nc\n") {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(LONG, printed).await.expect("the script prints before it reads");
     let terminal = session.terminal.as_ref().expect("a terminal");
     rustix::io::write(terminal, b"hello\n").expect("written");
     assert_eq!(node.ended(&id).await.status, ExitStatus::Code(0));

@@ -120,6 +120,26 @@ async fn a_killed_daemon_is_not_noticed() -> anyhow::Result<()> {
     node.end().await
 }
 
+/// Another build of the binary: its daemon and the keeper inside it carry another build id.
+fn second_build(path: &std::path::Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    const HEX: usize = 16;
+    let mut bytes = std::fs::read(binary())?;
+    let start = concat!(env!("CARGO_PKG_VERSION"), "+").as_bytes();
+    let ids: Vec<usize> = (0..bytes.len() - start.len() - HEX)
+        .filter(|at| bytes[*at..].starts_with(start))
+        .map(|at| at + start.len())
+        .filter(|at| bytes[*at..*at + HEX].iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+        .collect();
+    ensure!(ids.len() >= 2, "the binary has no build ids: {ids:?}");
+    for at in ids {
+        bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+    }
+    std::fs::write(path, bytes)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_is_not_noticed() -> anyhow::Result<()> {
     needs_root!();
@@ -127,10 +147,14 @@ async fn an_upgrade_is_not_noticed() -> anyhow::Result<()> {
     ten_pods(&node).await?;
     let (before, ready) = (census(&node).await?, node.kubectl(&["get", "pods", "-o", "json"]).await?.json()?);
     let other = node.root.join("orlop-next");
-    std::fs::copy(binary(), &other)?;
+    second_build(&other)?;
+    let keeper = node.keeper_pid()?;
     node.terminate().await?;
     node.use_binary(other);
     node.launch().await?;
+    // The keeper became the new build's by executing itself anew: same process, same children.
+    ensure!(node.log_text().contains("upgrade the keeper"), "the keeper was not upgraded");
+    ensure!(node.keeper_pid()? == keeper, "the keeper was replaced instead of upgraded");
     ensure!(census(&node).await? == before, "pids or restarts moved");
     nothing_moved(&node, &ready).await?;
     let so_far = lines(&node).await?;

@@ -59,7 +59,8 @@ enum Mode {
 fn parse(args: &[OsString]) -> Result<Mode, ProgramError> {
     match args {
         [flag, path] if flag == "--socket" => Ok(Mode::Listen(path.into())),
-        [flag, fd] if flag == "--resume" => {
+        // The socket is only there for whoever looks at the process list.
+        [flag, fd, ..] if flag == "--resume" => {
             fd.to_str().and_then(|fd| fd.parse().ok()).map(Mode::Resume).ok_or(ProgramError::Usage)
         }
         [word] if word == "init" => Ok(Mode::Init),
@@ -122,9 +123,9 @@ mod tests {
     fn the_command_line() {
         let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         assert_eq!(parse(&args(&["--socket", "/run/s"])).unwrap(), Mode::Listen("/run/s".into()));
-        assert_eq!(parse(&args(&["--resume", "7"])).unwrap(), Mode::Resume(7));
+        assert_eq!(parse(&args(&["--resume", "7", "--socket", "/run/s"])).unwrap(), Mode::Resume(7));
         assert_eq!(parse(&args(&["init"])).unwrap(), Mode::Init);
-        assert!(parse(&args(&["--resume", "x"])).is_err());
+        assert!(parse(&args(&["--resume", "x", "--socket", "/run/s"])).is_err());
         assert!(parse(&[]).is_err());
     }
 }

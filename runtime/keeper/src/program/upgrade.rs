@@ -71,6 +71,13 @@ struct SavedExec {
     pidfd: RawFd,
 }
 
+/// Where the keeper listens; empty if the kernel doesn't tell.
+fn socket_path(listener: &OwnedFd) -> CString {
+    let name = rustix::net::getsockname(listener).ok();
+    let unix = name.and_then(|name| rustix::net::SocketAddrUnix::try_from(name).ok());
+    unix.and_then(|unix| unix.path().map(CString::from)).unwrap_or_default()
+}
+
 impl Server {
     /// Replaces this program; on failure tells the daemon and goes on.
     pub(super) fn re_execute(&mut self, number: u64, binary: OwnedFd) {
@@ -89,7 +96,15 @@ impl Server {
                     })
                 };
                 let resume = CString::new(memfd.as_raw_fd().to_string()).expect("digits hold no NUL");
-                let args = Strings::new(vec![c"orlop-keeper".to_owned(), c"--resume".to_owned(), resume]);
+                let socket = socket_path(&self.listener);
+                let words = vec![
+                    c"orlop-keeper".to_owned(),
+                    c"--resume".to_owned(),
+                    resume,
+                    c"--socket".to_owned(),
+                    socket,
+                ];
+                let args = Strings::new(words);
                 let errno = match set(FdFlags::empty()) {
                     Ok(()) => exec_fd(&binary, &args, &Strings::new(Vec::new())),
                     Err(errno) => errno,
