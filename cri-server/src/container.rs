@@ -72,7 +72,7 @@ impl Inner {
         let mut image_mounts: Vec<Vec<PathBuf>> = Vec::new();
         for spec in config.mounts.iter().filter_map(|mount| mount.image.as_ref()) {
             let mounted = self.find_image(&spec.image)?;
-            image_mounts.push(self.images.lease(&mounted.id, id).map_err(status)?.lower);
+            image_mounts.push(self.images.volume_lease(&mounted.id, id).map_err(status)?.lower);
         }
         let target = match options(&config).filter(|options| options.pid == NamespaceMode::Target as i32) {
             Some(options) => Some(self.target(sandbox, &options.target_id)?),

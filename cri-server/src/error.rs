@@ -75,8 +75,10 @@ fn code(error: &(dyn Error + 'static)) -> Code {
             image::ErrorKind::Internal => Code::Internal,
         };
     }
-    if let Some(image::LeaseError::NotFound(_)) = error.downcast_ref::<image::LeaseError>() {
-        return Code::NotFound;
+    match error.downcast_ref::<image::LeaseError>() {
+        Some(image::LeaseError::NotFound(_)) => return Code::NotFound,
+        Some(image::LeaseError::Artifact { .. }) => return Code::InvalidArgument,
+        _ => (),
     }
     if error.is::<image::ReferenceError>() {
         return Code::InvalidArgument;

@@ -27,6 +27,9 @@ pub struct Image {
     pub layers: Vec<Digest>,
     /// Never removed by `prune`, and `pinned` in the CRI.
     pub pinned: bool,
+    /// The type of an OCI artifact: something that is no container image. It can be mounted as a volume
+    /// ([`crate::Store::volume_lease`]), not run.
+    pub artifact: Option<String>,
     /// When the image was built, if it says so.
     pub created: Option<Timestamp>,
     /// When it came into this store.

@@ -197,6 +197,7 @@ impl Store {
             layers,
             staged,
             correction,
+            artifact: None,
         };
         let image = self.commit(new).await.map_err(ImportError::Commit)?;
         progress.send(Event::Done { id: image.id.clone() });

@@ -211,7 +211,7 @@ impl Pull<'_> {
         self.progress.send(Event::Committing);
         let (tags, digests) = self.names(top.expect("set with the first answer"));
         let new =
-            NewImage { config_bytes, config, manifest_bytes, tags, digests, layers, staged, correction };
+            NewImage { config_bytes, config, manifest_bytes, tags, digests, layers, staged, correction, artifact: None };
         self.store
             .commit(new)
             .await

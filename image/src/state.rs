@@ -28,6 +28,9 @@ pub(crate) struct ImageRecord {
     /// A layer of ours on top that corrects directories which the image's layers only imply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) correction: Option<Digest>,
+    /// Its type, if it is an OCI artifact: content without a root file system to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) artifact: Option<String>,
     /// Bytes of the configuration.
     pub(crate) config_bytes: u64,
     pub(crate) pulled: Timestamp,
@@ -149,6 +152,7 @@ impl State {
             config: config.clone(),
             layers: record.layers.clone(),
             pinned: record.pinned,
+            artifact: record.artifact.clone(),
             created: config.created().as_ref().and_then(|text| text.parse().ok()),
             pulled: record.pulled,
         })
@@ -197,6 +201,7 @@ mod tests {
             digests: BTreeSet::new(),
             layers: layers.iter().map(|l| Digest::of(l.as_bytes())).collect(),
             correction: None,
+            artifact: None,
             config_bytes: 2,
             pulled: Timestamp::UNIX_EPOCH,
             pinned: false,

@@ -51,6 +51,8 @@ pub(crate) struct NewImage {
     /// Those of the layers that are not in the store yet, and the correction if there is one.
     pub(crate) staged: Vec<Arc<Staged>>,
     pub(crate) correction: Option<Digest>,
+    /// The type, if it is an artifact.
+    pub(crate) artifact: Option<String>,
 }
 
 /// Keeps layers in the store while a pull relies on them.
@@ -109,6 +111,7 @@ impl Store {
             digests: new.digests,
             layers: new.layers,
             correction: new.correction,
+            artifact: new.artifact,
             config_bytes: (new.config_bytes.len() + new.manifest_bytes.len()) as u64,
             pulled: Timestamp::now(),
             pinned: false,

@@ -20,6 +20,16 @@ pub enum LeaseError {
     /// No such image.
     #[error("image {0} not found")]
     NotFound(Digest),
+    /// It has no root file system.
+    #[error(
+        "image {id} is an OCI artifact of type `{kind}`: it has no root file system and cannot run; mount it as an image volume"
+    )]
+    Artifact {
+        /// The image's id.
+        id: Digest,
+        /// What it says it is.
+        kind: String,
+    },
     /// The owner's name cannot be a file name.
     #[error("lease owner `{0}` is malformed; expected up to 128 letters, digits, `-`, `_` and `.`")]
     Owner(String),
@@ -35,8 +45,19 @@ pub enum LeaseError {
 
 impl Store {
     /// Makes `owner` hold the image's layers until `release`, and says where they are. An owner may hold
-    /// several images; asking again is harmless.
+    /// several images; asking again is harmless. For the root of a container: artifacts are refused.
     pub fn lease(&self, id: &Digest, owner: &str) -> Result<Rootfs, LeaseError> {
+        let artifact = self.0.state.lock().images.get(id).and_then(|entry| entry.record.artifact.clone());
+        match artifact {
+            Some(kind) => Err(LeaseError::Artifact { id: id.clone(), kind }),
+            None => self.volume_lease(id, owner),
+        }
+    }
+
+    /// The same for a volume, of an image or of an artifact. An artifact is one directory that has each
+    /// of its blobs as a file, named by the blob's `org.opencontainers.image.title`, else by its digest's
+    /// hex digits. Give the owner of the container that mounts it: one `release` gives up all it holds.
+    pub fn volume_lease(&self, id: &Digest, owner: &str) -> Result<Rootfs, LeaseError> {
         if !is_owner(owner) {
             return Err(LeaseError::Owner(owner.to_owned()));
         }
