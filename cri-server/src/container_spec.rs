@@ -302,9 +302,9 @@ fn seccomp(profile: Option<&SecurityProfile>, old: &str) -> Result<Seccomp, Stat
         };
     }
     match old {
-        // Confined unless asked otherwise.
-        "" | "runtime/default" | "docker/default" => Ok(Seccomp::RuntimeDefault),
-        "unconfined" => Ok(Seccomp::Unconfined),
+        "runtime/default" | "docker/default" => Ok(Seccomp::RuntimeDefault),
+        // The CRI means no profile by none; a kubelet always says what it wants.
+        "" | "unconfined" => Ok(Seccomp::Unconfined),
         other => match other.strip_prefix("localhost/") {
             Some(name) => localhost(name),
             None => Err(invalid(format!("the seccomp profile {other:?} is not known"))),

@@ -7,6 +7,7 @@
 
 pub mod archive;
 mod clients;
+pub mod critest;
 mod leaks;
 mod node;
 mod proxy;

@@ -9,6 +9,7 @@ use crate::clients::{self, command};
 use crate::{Node, eventually};
 
 /// A registry on 127.0.0.1; gone when dropped.
+#[derive(Debug)]
 pub struct Registry {
     /// `127.0.0.1:<port>`.
     pub address: String,
@@ -24,10 +25,28 @@ impl Registry {
     /// It is not installed, or does not answer.
     pub async fn start(node: &Node, port: u16) -> anyhow::Result<Registry> {
         let dir = tempfile::tempdir()?;
+        let storage = dir.path().join("data");
+        Registry::serve(node, port, &storage, dir).await
+    }
+
+    /// The same with what `storage` holds.
+    ///
+    /// # Errors
+    /// As for [`Registry::start`].
+    pub async fn of(node: &Node, port: u16, storage: &Path) -> anyhow::Result<Registry> {
+        Registry::serve(node, port, storage, tempfile::tempdir()?).await
+    }
+
+    async fn serve(
+        node: &Node,
+        port: u16,
+        storage: &Path,
+        dir: tempfile::TempDir,
+    ) -> anyhow::Result<Registry> {
         let address = format!("127.0.0.1:{port}");
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{address}'}}\n",
-            dir.path().join("data").display()
+            storage.display()
         );
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config)?;

@@ -60,7 +60,7 @@ fn the_image_fills_what_is_left_out() {
     assert_eq!(spec.args, ["/entry", "cmd"]);
     assert_eq!((spec.cwd.as_str(), spec.user.user.as_str()), ("/work", "app:web"));
     assert_eq!(spec.stop_signal.as_deref(), Some("SIGQUIT"));
-    assert_eq!(spec.seccomp, Seccomp::RuntimeDefault);
+    assert_eq!(spec.seccomp, Seccomp::Unconfined);
     assert_eq!((spec.log_path, spec.masked_paths), (None, None));
     let config = ContainerConfig { args: words(&["x"]), ..Default::default() };
     assert_eq!(translate(&config).expect("good").args, ["/entry", "x"]);
