@@ -77,10 +77,6 @@ macro_rules! for_each_call {
                 optional {
                     /// Writes a running container's state to a file.
                     checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
-                    /// Writes a running pod's state to a file.
-                    checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
-                    /// Makes a pod from such a file.
-                    restore_pod(RestorePodRequest) -> RestorePodResponse;
                     /// The metrics that `list_pod_sandbox_metrics` will give.
                     list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
                     /// Metrics of every sandbox in cAdvisor's names.
