@@ -253,6 +253,9 @@ pub fn sentence(plan: &Plan, trouble: Trouble) -> String {
         (Stage::Masked, Errno::NODEV) => "/dev/null is not the null device".to_owned(),
         (Stage::Stdio, Errno::NODEV) => "/dev/null in the container is not the null device".to_owned(),
         (Stage::Console, Errno::NODEV) => "/dev/pts is not a devpts filesystem".to_owned(),
+        (Stage::Step, Errno::PERM) if trouble.op == Op::Check => {
+            "it leads into procfs, where only single files such as /proc/cpuinfo may be covered".to_owned()
+        }
         (Stage::Cwd, Errno::NOTDIR) => "is not a directory".to_owned(),
         (_, errno) => words(errno),
     };

@@ -163,8 +163,9 @@ impl Walk<'_> {
     }
 }
 
+/// Whether a descriptor is of a procfs.
 #[expect(clippy::unnecessary_cast, reason = "the type differs between architectures")]
-fn is_procfs(dir: BorrowedFd<'_>) -> bool {
+pub fn is_procfs(dir: BorrowedFd<'_>) -> bool {
     const PROC_SUPER_MAGIC: i64 = 0x9fa0;
     rustix::fs::fstatfs(dir).is_ok_and(|s| s.f_type as i64 == PROC_SUPER_MAGIC)
 }

@@ -66,14 +66,16 @@ impl<T> By<T> for SysResult<T> {
 fn carry_out(job: &Job<'_>, step: &Step, root: BorrowedFd<'_>) -> std::result::Result<(), (Op, Errno)> {
     match step {
         Step::Attach { fd, target, kind } => {
-            let target = paths::ensure(root, target, *kind, false).by(Op::Open)?;
-            mount::attach(job.fd(*fd), &target).by(Op::MoveMount)
+            let place = paths::ensure(root, target, *kind, false).by(Op::Open)?;
+            may_cover(place.as_fd(), target, job.fd(*fd)).by(Op::Check)?;
+            mount::attach(job.fd(*fd), &place).by(Op::MoveMount)
         }
         Step::Filesystem { fstype, source, options, attributes, target } => {
             let strict = [c"proc", c"sysfs", c"cgroup2"].contains(&fstype.as_c_str());
-            let target = paths::ensure(root, target, TargetKind::Directory, strict).by(Op::Open)?;
+            let place = paths::ensure(root, target, TargetKind::Directory, strict).by(Op::Open)?;
             let mounted = filesystem(fstype, source.as_deref(), options, *attributes)?;
-            mount::attach(&mounted, &target).by(Op::MoveMount)
+            may_cover(place.as_fd(), target, mounted.as_fd()).by(Op::Check)?;
+            mount::attach(&mounted, &place).by(Op::MoveMount)
         }
         Step::Attributes { target, recursive, set, clear, propagation } => {
             let target = paths::open(root, target, OFlags::PATH, false).by(Op::Open)?;
@@ -95,6 +97,25 @@ fn carry_out(job: &Job<'_>, step: &Step, root: BorrowedFd<'_>) -> std::result::R
             }
         }
     }
+}
+
+/// Files of procfs that a mount may cover, as lxcfs does it.
+const PROC_FILES: [&CStr; 9] = [
+    c"/proc/cpuinfo",
+    c"/proc/diskstats",
+    c"/proc/loadavg",
+    c"/proc/meminfo",
+    c"/proc/net/dev",
+    c"/proc/slabinfo",
+    c"/proc/stat",
+    c"/proc/swaps",
+    c"/proc/uptime",
+];
+
+/// Refuses (`EPERM`) to cover procfs, wherever a link of the image led: what looks like procfs must be procfs.
+fn may_cover(place: BorrowedFd<'_>, target: &CStr, mount: BorrowedFd<'_>) -> SysResult<()> {
+    let good = !paths::is_procfs(place) || PROC_FILES.contains(&target) || paths::is_procfs(mount);
+    if good { Ok(()) } else { Err(Errno::PERM) }
 }
 
 fn filesystem(
