@@ -177,6 +177,7 @@ fn progress(replies: &mpsc::UnboundedSender<Reply>) -> Progress {
     let totals: Arc<std::sync::Mutex<std::collections::HashMap<String, u64>>> = Arc::default();
     Progress::new(move |event| {
         let reply = match event {
+            Event::Queued => return,
             Event::Resolving { what } => Reply::Say(format!("resolving {what}")),
             Event::Resolved { layers, bytes, .. } => {
                 let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

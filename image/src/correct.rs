@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::digest::Digest;
 use crate::layers::{Staged, Staging};
-use crate::state::LayerRecord;
+use crate::state::{LayerRecord, Origin};
 use crate::store::Store;
 use crate::unpack::{UnpackError, write_record};
 
@@ -117,7 +117,14 @@ fn make(levels: &[Level], staging: Staging) -> Result<Option<Staged>, UnpackErro
     let diff_id = Digest::of(&[b"orlop correction ".as_slice(), &description].concat());
     build(&wanted, staging.path()).map_err(|err| fail("create", err))?;
     let inodes = wanted.len() as u64;
-    let record = LayerRecord { diff_id, bytes: inodes * 4096, inodes, implied: Vec::new() };
+    let record = LayerRecord {
+        diff_id,
+        bytes: inodes * 4096,
+        inodes,
+        implied: Vec::new(),
+        tar_bytes: 0,
+        origin: Origin::Correction,
+    };
     write_record(staging.path(), &record)?;
     Ok(Some(staging.keep(record)))
 }

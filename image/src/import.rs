@@ -19,12 +19,14 @@ use tokio::task::JoinSet;
 use crate::digest::Digest;
 use crate::image::Image;
 use crate::layers::{Staged, Staging};
-use crate::manifest::ManifestError;
+use crate::manifest::{Artifact, ManifestError};
 use crate::progress::{Event, LayerProgress, Progress};
 use crate::pull::{ErrorKind, io_kind, unpack_kind};
+use crate::queue::{Claim, Priority};
 use crate::reference::ReferenceError;
+use crate::state::Origin;
 use crate::store::{CommitError, NewImage, Store};
-use crate::unpack::{HashingReader, UnpackError, unpack};
+use crate::unpack::{HashingReader, SOURCE, UnpackError, unpack};
 use archive::{Archive, Piece};
 
 /// Why an archive was not imported.
@@ -79,6 +81,9 @@ pub enum ImportError {
         /// Why.
         source: UnpackError,
     },
+    /// A layer that has to be kept as it came cannot be.
+    #[error("keep a layer of the archive")]
+    Keep(#[source] io::Error),
     /// There is no image for this machine in it.
     #[error("the archive has no image")]
     Empty,
@@ -92,7 +97,7 @@ impl ImportError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             ImportError::Read(_) => ErrorKind::NotFound,
-            ImportError::Decompress(err) => io_kind(err),
+            ImportError::Decompress(err) | ImportError::Keep(err) => io_kind(err),
             ImportError::Unpack { source, .. } => unpack_kind(source),
             ImportError::Commit(CommitError::Write { source, .. }) => io_kind(source),
             ImportError::Commit(_) => ErrorKind::Internal,
@@ -107,8 +112,18 @@ struct Found {
     config: ImageConfiguration,
     manifest_bytes: Vec<u8>,
     tags: BTreeSet<String>,
-    /// Lowest first.
+    /// Lowest first; of an artifact, its blobs.
     layers: Vec<FoundLayer>,
+    artifact: Option<Artifact>,
+}
+
+impl Found {
+    fn id(&self) -> Digest {
+        match self.artifact {
+            None => Digest::of(&self.config_bytes),
+            Some(_) => Digest::of(&self.manifest_bytes),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -158,11 +173,27 @@ impl Store {
             layers: found.layers.iter().map(|l| (shown(l), l.piece.size)).collect(),
             bytes: found.layers.iter().map(|l| l.piece.size).sum(),
         });
-        let layers: Vec<Digest> = found.layers.iter().map(|l| l.diff_id.clone()).collect();
+        let layers: Vec<Digest> = match &found.artifact {
+            None => found.layers.iter().map(|l| l.diff_id.clone()).collect(),
+            Some(artifact) => vec![artifact.directory_id()],
+        };
         let _hold = self.hold(&layers);
+        let import = self.0.next_pull.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut running = JoinSet::new();
         let mut seen = HashSet::new();
-        for layer in found.layers.iter().filter(|layer| seen.insert(&layer.diff_id)) {
+        if let Some(artifact) = &found.artifact
+            && !self.0.state.lock().layers.contains_key(&layers[0])
+        {
+            let (store, archive) = (self.clone(), archive.clone());
+            let (artifact, blobs) = (artifact.clone(), found.layers.clone());
+            running.spawn(async move {
+                let work = move || stage_artifact(&store, &archive, &artifact, &blobs);
+                let staged = tokio::task::spawn_blocking(work).await;
+                staged.map_err(|err| ImportError::Keep(io::Error::other(err)))?.map(Arc::new)
+            });
+        }
+        let unpacked = found.layers.iter().filter(|_| found.artifact.is_none());
+        for layer in unpacked.filter(|layer| seen.insert(&layer.diff_id)) {
             let digest = shown(layer);
             if self.0.state.lock().layers.contains_key(&layer.diff_id) {
                 progress.send(Event::Layer { digest, state: LayerProgress::Exists });
@@ -171,8 +202,8 @@ impl Store {
             let (store, archive, layer) = (self.clone(), archive.clone(), layer.clone());
             let progress = progress.clone();
             running.spawn(async move {
-                let slots = store.0.flights.slots();
-                let _slot = slots.acquire().await.ok();
+                let claim = Claim::new(Priority::Prefetch, import);
+                let _slot = store.0.flights.slots.acquire(claim).await;
                 progress.send(Event::Layer { digest: digest.clone(), state: LayerProgress::Unpacking });
                 let work = tokio::task::spawn_blocking(move || stage(&store, &archive, &layer));
                 let staged = work.await.map_err(|err| ImportError::Read(io::Error::other(err)))??;
@@ -189,6 +220,8 @@ impl Store {
             corrected.map_err(|source| ImportError::Unpack { name: "directories".into(), source })?;
         progress.send(Event::Committing);
         let new = NewImage {
+            id: found.id(),
+            artifact: found.artifact.as_ref().map(|artifact| artifact.kind.clone()),
             config_bytes: found.config_bytes,
             config: found.config,
             manifest_bytes: found.manifest_bytes,
@@ -197,7 +230,6 @@ impl Store {
             layers,
             staged,
             correction,
-            artifact: None,
         };
         let image = self.commit(new).await.map_err(ImportError::Commit)?;
         progress.send(Event::Done { id: image.id.clone() });
@@ -233,5 +265,38 @@ fn stage(store: &Store, archive: &Archive, layer: &FoundLayer) -> Result<Staged,
         }
     }
     let record = unpacked.map_err(|source| ImportError::Unpack { name: name(), source })?;
+    if record.origin == Origin::Source {
+        let copied = std::fs::File::create_new(staging.path().join(SOURCE))
+            .and_then(|mut file| io::copy(&mut archive.reader(&layer.piece), &mut file));
+        copied.map_err(ImportError::Keep)?;
+    }
     Ok(staging.keep(record))
+}
+
+/// Copies and verifies an artifact's blobs, and puts them together.
+fn stage_artifact(
+    store: &Store,
+    archive: &Archive,
+    artifact: &Artifact,
+    blobs: &[FoundLayer],
+) -> Result<Staged, ImportError> {
+    let mut landed: Vec<(Staging, Digest)> = Vec::new();
+    for blob in blobs {
+        if landed.iter().any(|(_, digest)| *digest == blob.diff_id) {
+            continue;
+        }
+        let staging = Staging::new(store.0.layout.temporary());
+        let mut reader = HashingReader::new(archive.reader(&blob.piece));
+        let copied = std::fs::File::create_new(staging.path())
+            .and_then(|mut file| io::copy(&mut reader, &mut file))
+            .and_then(|_| reader.finish());
+        let (actual, _) = copied.map_err(ImportError::Keep)?;
+        if actual != blob.diff_id {
+            return Err(ImportError::WrongDigest { name: blob.name.clone(), actual });
+        }
+        landed.push((staging, actual));
+    }
+    let files: Vec<_> = landed.iter().map(|(s, digest)| (digest.clone(), s.path().to_owned())).collect();
+    let staging = Staging::new(store.0.layout.temporary());
+    crate::pull::build_artifact(artifact, &files, staging).map_err(ImportError::Keep)
 }

@@ -11,15 +11,17 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::digest::Digest;
 use crate::manifest::Descriptor;
 use crate::progress::LayerProgress;
+use crate::queue::{Claim, Priority, Queue};
 use crate::registry::{RegistryError, Session};
 use crate::state::LayerRecord;
 use crate::store::{Store, remove_tree};
@@ -117,26 +119,67 @@ impl Staged {
     }
 }
 
+/// What is to become of a download.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// A layer with this diff id: it is unpacked.
+    Layer(Digest),
+    /// A blob of an artifact: it stays as it is.
+    Blob,
+}
+
+/// A verified download.
+#[derive(Debug, Clone)]
+pub(crate) enum Arrived {
+    Layer(Arc<Staged>),
+    Blob(Arc<Landing>),
+}
+
+/// A verified blob in staging, deleted unless it is taken: by a hard link, so several may take it.
+#[derive(Debug)]
+pub(crate) struct Landing(pub(crate) Staging);
+
 /// How far a layer is, for everybody who waits for it.
 #[derive(Debug, Clone)]
 pub(crate) enum Phase {
     Running(LayerProgress),
-    Done(Result<Arc<Staged>, Arc<LayerError>>),
+    Done(Result<Arrived, Arc<LayerError>>),
 }
 
 /// A running or finished download. Dropping the last handle ends it.
 pub(crate) struct Flight {
     phase: watch::Receiver<Phase>,
+    claim: Arc<Claim>,
+    /// Bytes that went by, downloaded or unpacked: it grows as long as something happens.
+    moved: Arc<AtomicU64>,
     _cancel: DropGuard,
 }
 
+/// How far a flight is, for who watches over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sight {
+    /// Not in a queue and not at its end.
+    pub(crate) working: bool,
+    /// Grows as long as something happens.
+    pub(crate) moved: u64,
+}
+
 impl Flight {
+    /// How far it is now.
+    pub(crate) fn sight(&self) -> Sight {
+        let working = match &*self.phase.borrow() {
+            Phase::Running(LayerProgress::Waiting) | Phase::Done(_) => false,
+            Phase::Running(_) => true,
+        };
+        Sight { working, moved: self.moved.load(Ordering::Relaxed) }
+    }
+
     /// Waits for the end, telling each change.
     pub(crate) async fn landed(
         &self,
         digest: &Digest,
         mut each: impl FnMut(LayerProgress),
-    ) -> Result<Arc<Staged>, Arc<LayerError>> {
+    ) -> Result<Arrived, Arc<LayerError>> {
         let mut phase = self.phase.clone();
         loop {
             let now = phase.borrow_and_update().clone();
@@ -154,23 +197,33 @@ impl Flight {
 
 /// All downloads of a store.
 pub(crate) struct Flights {
-    slots: Arc<Semaphore>,
-    active: Mutex<HashMap<Digest, Weak<Flight>>>,
+    /// Layers at a time. Bounds imports, too.
+    pub(crate) slots: Queue,
+    /// By digest, and whether it stays as it is.
+    active: Mutex<HashMap<(Digest, bool), Weak<Flight>>>,
 }
 
 impl Flights {
-    pub(crate) fn new(parallel: usize) -> Flights {
-        Flights { slots: Arc::new(Semaphore::new(parallel.max(1))), active: Mutex::default() }
-    }
-
-    /// Bounds imports, too.
-    pub(crate) fn slots(&self) -> Arc<Semaphore> {
-        self.slots.clone()
+    /// Brings in at most `parallel` layers at a time, and `per_pull` for one pull.
+    pub(crate) fn new(parallel: usize, per_pull: usize) -> Flights {
+        Flights { slots: Queue::new(parallel, per_pull), active: Mutex::default() }
     }
 
     pub(crate) fn is_active(&self, digest: &Digest) -> bool {
-        self.active.lock().get(digest).is_some_and(|flight| flight.strong_count() > 0)
+        let active = self.active.lock();
+        let flies =
+            |blob| active.get(&(digest.clone(), blob)).is_some_and(|f: &Weak<_>| f.strong_count() > 0);
+        flies(false) || flies(true)
     }
+}
+
+/// On whose behalf a layer is brought in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Errand {
+    /// How urgent it is.
+    pub(crate) priority: Priority,
+    /// The pull.
+    pub(crate) pull: u64,
 }
 
 /// Where a layer is to be had.
@@ -186,26 +239,57 @@ pub(crate) enum Source {
 impl Store {
     /// Finds a layer in the store, joins its download, or starts one. Keep the flight until the layer is
     /// in the store: then nobody downloads it twice.
-    pub(crate) fn fly(&self, session: &Session, layer: &Descriptor, diff_id: &Digest) -> Source {
+    pub(crate) fn fly(
+        &self,
+        session: &Session,
+        layer: &Descriptor,
+        content: &Content,
+        errand: Errand,
+    ) -> Source {
+        let key = (layer.digest.clone(), *content == Content::Blob);
         let mut active = self.0.flights.active.lock();
         active.retain(|_, flight| flight.strong_count() > 0);
-        if let Some(flight) = active.get(&layer.digest).and_then(Weak::upgrade) {
+        if let Some(flight) = active.get(&key).and_then(Weak::upgrade) {
+            flight.claim.raise(errand.priority, errand.pull);
             return Source::Joined(flight);
         }
         // Looked up after the flights: one that has just ended is in the store before it is forgotten.
-        if self.0.state.lock().layers.contains_key(diff_id) {
+        if let Content::Layer(diff_id) = content
+            && self.0.state.lock().layers.contains_key(diff_id)
+        {
             return Source::There;
         }
         let token = CancellationToken::new();
         let (sender, phase) = watch::channel(Phase::Running(LayerProgress::Waiting));
-        let flight = Arc::new(Flight { phase, _cancel: token.clone().drop_guard() });
-        active.insert(layer.digest.clone(), Arc::downgrade(&flight));
+        let claim = Claim::new(errand.priority, errand.pull);
+        let moved = Arc::new(AtomicU64::new(0));
+        let flight = Arc::new(Flight {
+            phase,
+            claim: claim.clone(),
+            moved: moved.clone(),
+            _cancel: token.clone().drop_guard(),
+        });
+        active.insert(key.clone(), Arc::downgrade(&flight));
         drop(active);
         let (store, session) = (self.clone(), session.clone());
-        let (layer, diff_id) = (layer.clone(), diff_id.clone());
+        let (layer, content) = (layer.clone(), content.clone());
         tokio::spawn(async move {
             let result = {
-                let work = download::bring_in(&store, &session, &layer, &diff_id, &sender, &token);
+                let (store, session) = (&store, &session);
+                let job = download::Job {
+                    store,
+                    session,
+                    layer: &layer,
+                    content: &content,
+                    phase: &sender,
+                    token: &token,
+                    moved: &moved,
+                    found: 0,
+                };
+                let work = async {
+                    let _slot = store.0.flights.slots.acquire(claim).await;
+                    download::bring_in(job).await
+                };
                 tokio::select! {
                     result = work => result,
                     // Cancel-safe: nobody waits for the result any more; what is on disk stays for later.
@@ -214,9 +298,9 @@ impl Store {
             };
             if result.is_err() && !token.is_cancelled() {
                 // Whoever asks from now on gets a new try.
-                store.0.flights.active.lock().remove(&layer.digest);
+                store.0.flights.active.lock().remove(&key);
             }
-            sender.send_replace(Phase::Done(result.map(Arc::new).map_err(Arc::new)));
+            sender.send_replace(Phase::Done(result.map_err(Arc::new)));
         });
         Source::Started(flight)
     }

@@ -21,6 +21,9 @@ use jiff::Timestamp;
 
 use crate::digest::Digest;
 
+/// Ends the names of partly downloaded blobs that are no layers.
+pub(crate) const BLOB: &str = "-blob";
+
 /// The store's directories.
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -81,8 +84,14 @@ impl Layout {
         self.root.join("p")
     }
 
+    /// The download of a layer.
     pub(crate) fn partial(&self, digest: &Digest) -> PathBuf {
         self.root.join("p").join(digest.hex())
+    }
+
+    /// The download of the same content when it is not to be unpacked.
+    pub(crate) fn partial_blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join("p").join(format!("{}{BLOB}", digest.hex()))
     }
 
     pub(crate) fn leases(&self) -> PathBuf {

@@ -27,6 +27,7 @@ mod layers;
 mod layout;
 mod manifest;
 mod pull;
+mod queue;
 mod registry;
 mod state;
 mod unpack;
@@ -40,10 +41,11 @@ pub use limits::{AbsoluteNames, Limits};
 pub use manifest::ManifestError;
 pub use platform::Platform;
 pub use progress::{Event, LayerProgress, Progress};
-pub use pull::{ErrorKind, PullError};
+pub use pull::{ErrorKind, PullError, PullOptions};
+pub use queue::Priority;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{ConfigError, HostsError, Proxy, RegistryConfig, RegistryError};
-pub use store::{CommitError, Damaged, LeaseError, OpenError, Options, RemoveError, Store};
+pub use store::{CommitError, Damaged, ForeignLayers, LeaseError, OpenError, Options, RemoveError, Store};
 pub use unpack::UnpackError;
 
 /// Types of image configurations, as [`Image::config`] has them.

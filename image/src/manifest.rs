@@ -3,12 +3,17 @@
 //! Guarantees: a `Manifest` has only layers that we can unpack, no more than the limit allows; a document
 //! that could be read as two different things is refused.
 
+mod artifact;
+
+use std::collections::BTreeMap;
+
 use oci_spec::image::ImageConfiguration;
 use serde::Deserialize;
 
 use crate::digest::{Digest, DigestError};
 use crate::limits::Limits;
 use crate::platform::{self, Platform};
+pub(crate) use artifact::{Artifact, Blob};
 
 /// Media types that we ask a registry for, as the value of an `Accept` header.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
@@ -93,6 +98,9 @@ pub enum ManifestError {
         /// In the configuration.
         diff_ids: usize,
     },
+    /// A blob of an artifact cannot have this name.
+    #[error("artifact has a blob with the unusable name `{0}`")]
+    BlobName(String),
     /// Indexes within indexes.
     #[error("indexes are nested too deeply")]
     Nested,
@@ -104,6 +112,8 @@ pub(crate) struct Descriptor {
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Other places where it is to be had.
+    pub(crate) urls: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +127,7 @@ pub(crate) struct Manifest {
 pub(crate) enum Document {
     Index(Vec<IndexEntry>),
     Manifest(Manifest),
+    Artifact(Artifact),
 }
 
 /// One line of an index, as written.
@@ -129,13 +140,13 @@ pub(crate) struct IndexEntry {
     size: u64,
     pub(crate) platform: Option<Platform>,
     #[serde(default)]
-    pub(crate) annotations: Option<std::collections::BTreeMap<String, String>>,
+    pub(crate) annotations: Option<BTreeMap<String, String>>,
 }
 
 impl IndexEntry {
     pub(crate) fn descriptor(&self) -> Result<Descriptor, ManifestError> {
         let digest = self.digest.parse()?;
-        Ok(Descriptor { media_type: self.media_type.clone(), digest, size: self.size })
+        Ok(Descriptor { media_type: self.media_type.clone(), digest, size: self.size, urls: Vec::new() })
     }
 }
 
@@ -145,6 +156,8 @@ struct RawDescriptor {
     media_type: String,
     digest: String,
     size: u64,
+    urls: Option<Vec<String>>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -152,6 +165,7 @@ struct RawDescriptor {
 struct RawDocument {
     schema_version: Option<u64>,
     media_type: Option<String>,
+    artifact_type: Option<String>,
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<IndexEntry>>,
@@ -213,9 +227,15 @@ pub(crate) fn parse(bytes: &[u8], served: &str, limits: &Limits) -> Result<Docum
         return Err(ManifestError::Layers(layers.len(), limits.layers));
     }
     let config = config.believe()?;
-    match config.media_type.as_str() {
-        OCI_CONFIG | "application/vnd.docker.container.image.v1+json" | "" | "application/octet-stream" => {}
-        other => return Err(ManifestError::NotAnImage(other.chars().take(200).collect())),
+    let artifact_type = raw.artifact_type.filter(|kind| !kind.is_empty());
+    match (config.media_type.as_str(), artifact_type) {
+        (OCI_CONFIG | "application/vnd.docker.container.image.v1+json", _) => {}
+        ("" | "application/octet-stream", None) => {}
+        (other, kind) => {
+            let kind: String = kind.unwrap_or_else(|| other.to_owned()).chars().take(200).collect();
+            let blobs = layers.into_iter().map(artifact::blob).collect::<Result<_, _>>()?;
+            return Artifact::new(kind, config, blobs).map(Document::Artifact);
+        }
     }
     let layers = layers.into_iter().map(RawDescriptor::believe).collect::<Result<Vec<_>, _>>()?;
     if let Some(layer) = layers.iter().find(|l| !is_layer(&l.media_type)) {
@@ -227,7 +247,8 @@ pub(crate) fn parse(bytes: &[u8], served: &str, limits: &Limits) -> Result<Docum
 
 impl RawDescriptor {
     fn believe(self) -> Result<Descriptor, ManifestError> {
-        Ok(Descriptor { media_type: self.media_type, digest: self.digest.parse()?, size: self.size })
+        let urls = self.urls.unwrap_or_default();
+        Ok(Descriptor { media_type: self.media_type, digest: self.digest.parse()?, size: self.size, urls })
     }
 }
 
@@ -313,6 +334,10 @@ mod tests {
         let text = match parse(json.replace('D', D).as_bytes(), served, &Limits::default()) {
             Ok(Document::Index(entries)) => format!("index of {}", entries.len()),
             Ok(Document::Manifest(m)) => format!("manifest with {} layers", m.layers.len()),
+            Ok(Document::Artifact(a)) => {
+                let names: Vec<_> = a.blobs.iter().map(|b| b.name.as_str()).collect();
+                format!("{} with {}", a.kind, names.join(" "))
+            }
             Err(err) => format!("error: {err}"),
         };
         expect.assert_eq(&text);
@@ -371,11 +396,6 @@ mod tests {
             expect!["error: manifest has a bad digest"],
         );
         check(
-            r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"D","size":1},"layers":[]}"#,
-            "",
-            expect!["error: media type `application/vnd.cncf.helm.config.v1+json` is not a container image"],
-        );
-        check(
             r#"{"schemaVersion":2,"config":{"digest":"D","size":1},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+encrypted","digest":"D","size":1}]}"#,
             "",
             expect![
@@ -389,6 +409,25 @@ mod tests {
         );
         check(&many, "", expect!["error: image has 501 layers; the limit is 500"]);
         check(&"[".repeat(100_000), "", expect!["error: parse manifest"]);
+    }
+
+    #[test]
+    fn what_is_no_image_is_an_artifact() {
+        check(
+            r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"D","size":1},"layers":[{"mediaType":"application/x","digest":"D","size":1}]}"#,
+            "",
+            expect![
+                "application/vnd.cncf.helm.config.v1+json with 0000000000000000000000000000000000000000000000000000000000000000"
+            ],
+        );
+        let titled = |title: &str| {
+            format!(
+                r#"{{"schemaVersion":2,"artifactType":"application/x","config":{{"mediaType":"application/vnd.oci.empty.v1+json","digest":"D","size":2}},"layers":[{{"mediaType":"text/plain","digest":"D","size":1,"annotations":{{"org.opencontainers.image.title":"{title}"}}}}]}}"#
+            )
+        };
+        check(&titled("models/a.bin"), "", expect!["application/x with models/a.bin"]);
+        check(&titled("../a"), "", expect!["error: artifact has a blob with the unusable name `../a`"]);
+        check(&titled("/etc/a"), "", expect!["error: artifact has a blob with the unusable name `/etc/a`"]);
     }
 
     #[test]

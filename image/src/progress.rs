@@ -8,6 +8,8 @@ use crate::digest::Digest;
 /// One step of a pull or an import. Sizes are in bytes and compressed, as on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
+    /// Waiting for its turn: other pulls are at it.
+    Queued,
     /// Asking the registry, or reading the archive's index.
     Resolving {
         /// The reference or the archive.

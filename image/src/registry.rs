@@ -14,7 +14,7 @@ mod session;
 pub use config::{ConfigError, RegistryConfig};
 pub use hosts::HostsError;
 pub use proxy::Proxy;
-pub(crate) use session::{Registries, Session};
+pub(crate) use session::{Blob, Registries, Session};
 
 use std::io;
 
@@ -140,6 +140,18 @@ pub enum RegistryError {
         expected: crate::digest::Digest,
         /// What came.
         actual: crate::digest::Digest,
+    },
+    /// A layer that the registry does not have, only other places.
+    #[error(
+        "{digest} is not in registry {host}, only at {places}: such foreign layers are not fetched; push the layer to the registry, or allow them (foreignLayers: Fetch)"
+    )]
+    Foreign {
+        /// The layer.
+        digest: crate::digest::Digest,
+        /// The registry.
+        host: String,
+        /// The other places.
+        places: String,
     },
     /// The mirror configuration cannot be used.
     #[error("use the mirror configuration")]

@@ -19,6 +19,9 @@ use crate::reference::Reference;
 pub(crate) struct ImageRecord {
     pub(crate) id: Digest,
     pub(crate) manifest: Digest,
+    /// The configuration, if it is not the id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) config: Option<Digest>,
     /// Completed names with tags.
     pub(crate) tags: BTreeSet<String>,
     /// Completed names with digests.
@@ -42,6 +45,11 @@ pub(crate) struct ImageRecord {
 }
 
 impl ImageRecord {
+    /// The configuration.
+    pub(crate) fn config(&self) -> &Digest {
+        self.config.as_ref().unwrap_or(&self.id)
+    }
+
     pub(crate) fn all_layers(&self) -> impl Iterator<Item = &Digest> {
         self.layers.iter().chain(&self.correction)
     }
@@ -58,6 +66,28 @@ pub(crate) struct LayerRecord {
     /// Directories that no entry described: made only because something lies in them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) implied: Vec<String>,
+    /// Bytes of its archive, uncompressed; 0 if that is not known.
+    #[serde(default)]
+    pub(crate) tar_bytes: u64,
+    #[serde(default)]
+    pub(crate) origin: Origin,
+}
+
+/// What a layer's content can be verified with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Origin {
+    /// Nothing was kept: it comes from an earlier version.
+    #[default]
+    Unknown,
+    /// Its archive can be made again from its tree.
+    Recipe,
+    /// Its archive was kept.
+    Source,
+    /// Made by us: its id is told by its directories.
+    Correction,
+    /// Blobs of an artifact, named by their digests in the manifest.
+    Artifact,
 }
 
 /// One owner's leases, as recorded on disk.
@@ -174,7 +204,7 @@ impl State {
 
     /// Manifests and configurations that an image needs.
     pub(crate) fn needed_blobs(&self) -> HashSet<Digest> {
-        self.images.values().flat_map(|e| [e.record.id.clone(), e.record.manifest.clone()]).collect()
+        self.images.values().flat_map(|e| [e.record.config().clone(), e.record.manifest.clone()]).collect()
     }
 
     /// Images that nobody names any more and nobody holds; with `all`, also those with names.
@@ -197,6 +227,7 @@ mod tests {
         let record = ImageRecord {
             id: id.clone(),
             manifest: Digest::of(b"m"),
+            config: None,
             tags: tags.iter().map(|t| t.to_string()).collect(),
             digests: BTreeSet::new(),
             layers: layers.iter().map(|l| Digest::of(l.as_bytes())).collect(),
@@ -210,6 +241,17 @@ mod tests {
         (id, Entry { record, config: Arc::default() })
     }
 
+    fn no_layer(diff_id: &Digest) -> LayerRecord {
+        LayerRecord {
+            diff_id: diff_id.clone(),
+            bytes: 0,
+            inodes: 0,
+            implied: vec![],
+            tar_bytes: 0,
+            origin: Origin::Recipe,
+        }
+    }
+
     fn state() -> State {
         let mut state = State::default();
         state.images.extend([
@@ -218,7 +260,7 @@ mod tests {
         ]);
         for (number, name) in ["a", "b", "c", "d", "e"].iter().enumerate() {
             let diff_id = Digest::of(name.as_bytes());
-            let record = LayerRecord { diff_id: diff_id.clone(), bytes: 10, inodes: 1, implied: vec![] };
+            let record = LayerRecord { diff_id: diff_id.clone(), bytes: 10, inodes: 1, ..no_layer(&diff_id) };
             state.layers.insert(diff_id, Layer { number: number as u32, record: Arc::new(record) });
         }
         state

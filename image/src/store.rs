@@ -13,6 +13,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fd::OwnedFd;
@@ -23,6 +25,7 @@ use crate::image::{Image, Removed, Usage};
 use crate::layers::Flights;
 use crate::layout::Layout;
 use crate::limits::Limits;
+use crate::queue::Queue;
 use crate::registry::{Registries, RegistryConfig};
 use crate::state::{ImageRecord, Named, State};
 
@@ -42,6 +45,14 @@ pub(crate) struct Inner {
     /// One writer of images at a time.
     pub(crate) writing: Arc<tokio::sync::Mutex<()>>,
     pub(crate) flights: Flights,
+    /// Pulls at a time.
+    pub(crate) pulls: Queue,
+    pub(crate) next_pull: AtomicU64,
+    /// How long a pull may go without anything moving.
+    pub(crate) stall: Duration,
+    pub(crate) foreign: ForeignLayers,
+    /// Names of images that are pinned by the node's configuration.
+    pinned: Vec<String>,
     pub(crate) registries: Registries,
     damaged: Vec<Damaged>,
     _lock: OwnedFd,
@@ -54,11 +65,41 @@ pub struct Options {
     pub limits: Limits,
     /// Layers downloaded and unpacked at the same time, for all pulls together.
     pub parallel: usize,
+    /// Of these, no more than this many for one pull.
+    pub per_pull: usize,
+    /// Pulls at the same time; the others wait, those that pods wait for first.
+    pub pulls: usize,
+    /// A pull in which nothing is downloaded or unpacked for this long is given up.
+    pub stall: Duration,
+    /// What to do with layers that are not in the registry, only at other places.
+    pub foreign: ForeignLayers,
+    /// Images that are never removed to free space: whole names (`docker.io/library/x:1`), or the start of
+    /// one and `*`.
+    pub pinned: Vec<String>,
+}
+
+/// What to do with layers that the registry does not have and whose manifest names other places (`urls`):
+/// foreign, or non-distributable ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForeignLayers {
+    /// Fail, naming the places.
+    #[default]
+    Refuse,
+    /// Ask there, without any credentials, by the rules that hold for redirects.
+    Fetch,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { limits: Limits::default(), parallel: 4 }
+        Options {
+            limits: Limits::default(),
+            parallel: 4,
+            per_pull: 3,
+            pulls: usize::MAX >> 1,
+            stall: Duration::from_secs(300),
+            foreign: ForeignLayers::default(),
+            pinned: Vec::new(),
+        }
     }
 }
 
@@ -157,7 +198,12 @@ impl Store {
         let registries = Registries::new(registries).map_err(OpenError::Registry)?;
         let store = Store(Arc::new(Inner {
             layout,
-            flights: Flights::new(options.parallel),
+            flights: Flights::new(options.parallel, options.per_pull),
+            pulls: Queue::new(options.pulls, usize::MAX),
+            next_pull: AtomicU64::new(1),
+            stall: options.stall,
+            foreign: options.foreign,
+            pinned: options.pinned,
             limits: options.limits,
             state: Mutex::new(loaded.state),
             writing: Arc::default(),
@@ -185,18 +231,29 @@ impl Store {
     pub fn get(&self, name_or_id: &str) -> Option<Image> {
         let state = self.0.state.lock();
         let (id, _) = state.find(name_or_id)?;
-        state.image(&id)
+        state.image(&id).map(|image| self.pinned(image))
+    }
+
+    /// Marks an image that the node's configuration pins.
+    fn pinned(&self, mut image: Image) -> Image {
+        let fits = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(start) => image.repo_tags.iter().any(|tag| tag.starts_with(start)),
+            None => image.repo_tags.contains(pattern) || image.repo_digests.contains(pattern),
+        };
+        image.pinned |= self.0.pinned.iter().any(fits);
+        image
     }
 
     /// All images, by id.
     pub fn list(&self) -> Vec<Image> {
         let state = self.0.state.lock();
-        state.images.keys().filter_map(|id| state.image(id)).collect()
+        state.images.keys().filter_map(|id| state.image(id)).map(|image| self.pinned(image)).collect()
     }
 
     /// The configuration of an image, byte by byte as its author wrote it.
     pub fn raw_config(&self, id: &Digest) -> io::Result<Vec<u8>> {
-        fs::read(self.0.layout.blob(id))
+        let config = self.0.state.lock().images.get(id).map(|entry| entry.record.config().clone());
+        fs::read(self.0.layout.blob(&config.ok_or(io::ErrorKind::NotFound)?))
     }
 
     /// The manifest of an image, byte by byte.
@@ -303,8 +360,11 @@ impl Store {
             let Some(entry) = state.images.remove(id) else { return Ok(0) };
             let needed = state.needed_blobs();
             let record = entry.record;
-            let orphans: Vec<Digest> =
-                [record.id, record.manifest].into_iter().filter(|d| !needed.contains(d)).collect();
+            let orphans: Vec<Digest> = [record.config(), &record.manifest]
+                .into_iter()
+                .filter(|d| !needed.contains(d))
+                .cloned()
+                .collect();
             (orphans, record.config_bytes)
         };
         for blob in orphans {
@@ -360,7 +420,8 @@ impl Store {
     /// images stay. Interrupted downloads that no pull works on go, too.
     pub async fn prune(&self, all: bool) -> Result<Removed, RemoveError> {
         let work = move |store: &Store| {
-            let ids = store.0.state.lock().prunable(all);
+            let mut ids = store.0.state.lock().prunable(all);
+            ids.retain(|id| store.get(id.as_str()).is_some_and(|image| !image.pinned));
             let mut removed = Removed::default();
             for id in ids {
                 let one = store.remove_locked(id.as_str())?;
@@ -381,6 +442,7 @@ impl Store {
             let name = entry.file_name();
             let busy = name
                 .to_str()
+                .map(|name| name.strip_suffix(crate::layout::BLOB).unwrap_or(name))
                 .and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok())
                 .is_some_and(|digest| self.0.flights.is_active(&digest));
             if !busy {

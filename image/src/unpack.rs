@@ -6,6 +6,8 @@
 //! Caveat: on an error the tree is left half-done; the caller removes it.
 
 mod archive;
+mod compare;
+mod recipe;
 mod sparse;
 mod stream;
 mod tree;
@@ -17,7 +19,12 @@ use std::path::Path;
 
 use crate::digest::{Digest, Hasher};
 use crate::limits::Limits;
-use crate::state::LayerRecord;
+use crate::state::{LayerRecord, Origin};
+
+/// Beside a layer's tree: how its archive is made again.
+const RECIPE: &str = "recipe";
+/// Beside a layer's tree, where a recipe is not enough: the layer as it came, compressed or not.
+pub(crate) const SOURCE: &str = "source";
 
 /// Why a layer cannot be unpacked. Entries are named as the archive names them.
 #[derive(Debug, thiserror::Error)]
@@ -131,11 +138,30 @@ fn show(name: &[u8]) -> String {
 /// Unpacks a layer into `staging/d` and writes its record to `staging/meta`. `layer` is the layer as
 /// stored, compressed or not; `compressed` is its size in bytes. With a diff id, it is verified.
 pub(crate) fn unpack(
-    layer: impl Read,
+    layer: impl Read + Send,
     compressed: u64,
     staging: &Path,
     diff_id: Option<&Digest>,
     limits: &Limits,
+) -> Result<LayerRecord, UnpackError> {
+    let mut record = unpack_as(layer, limits.unpacked(compressed), staging, diff_id, limits, true)?;
+    if record.origin != Origin::Recipe {
+        // What is gone from the tree cannot be told by a recipe: the caller keeps the layer as it came.
+        fs::remove_file(staging.join(RECIPE)).map_err(|err| UnpackError::write("clean up", b".", err))?;
+        record.bytes += compressed;
+    }
+    write_record(staging, &record)?;
+    Ok(record)
+}
+
+/// Unpacks a layer to `staging/d`; with contents, its recipe is written, too.
+fn unpack_as(
+    layer: impl Read + Send,
+    limit: u64,
+    staging: &Path,
+    diff_id: Option<&Digest>,
+    limits: &Limits,
+    contents: bool,
 ) -> Result<LayerRecord, UnpackError> {
     let root = staging.join("d");
     fs::DirBuilder::new()
@@ -143,9 +169,11 @@ pub(crate) fn unpack(
         .mode(0o755)
         .create(&root)
         .map_err(|err| UnpackError::write("create the directory", b".", err))?;
+    let recipe = contents.then(|| recipe::Recipe::create(&staging.join(RECIPE))).transpose();
+    let recipe = recipe.map_err(|err| UnpackError::write("create the recipe", b".", err))?;
     let stream = stream::decompress(layer)?;
-    let mut stream = stream::Counted::new(stream, limits.unpacked(compressed));
-    let mut tree = tree::Tree::open(&root, limits)?;
+    let mut stream = stream::Counted::new(stream, limit, recipe);
+    let mut tree = tree::Tree::open(&root, limits, contents)?;
     {
         let mut archive = archive::Archive::new(&mut stream, limits);
         while let Some(entry) = archive.next()? {
@@ -154,15 +182,57 @@ pub(crate) fn unpack(
     }
     // What follows the archive's end belongs to the diff id, too.
     stream.drain()?;
-    let actual = stream.finish();
+    let (actual, tar_bytes, recipe_bytes) = stream.finish()?;
     if let Some(expected) = diff_id
         && *expected != actual
     {
         return Err(UnpackError::DiffId { expected: expected.clone(), actual });
     }
-    let record = tree.finish(actual)?;
-    write_record(staging, &record)?;
+    let mut record = tree.finish(actual, tar_bytes)?;
+    record.bytes += recipe_bytes;
     Ok(record)
+}
+
+/// The archive of an unpacked layer, made again from what lies in its directory. `None` if the layer comes
+/// from a version that kept nothing to make it of.
+pub(crate) fn archive_of(directory: &Path, record: &LayerRecord) -> io::Result<Option<Box<dyn Read + Send>>> {
+    match record.origin {
+        Origin::Recipe => {
+            let replay = recipe::Replay::open(&directory.join(RECIPE), &directory.join("d"))?;
+            Ok(Some(Box::new(replay)))
+        }
+        Origin::Source => {
+            let source = fs::File::open(directory.join(SOURCE))?;
+            Ok(Some(stream::decompress(source).map_err(io::Error::other)?))
+        }
+        Origin::Unknown | Origin::Correction | Origin::Artifact => Ok(None),
+    }
+}
+
+/// What is wrong with an unpacked layer, a sentence each; empty if nothing is. Its archive is made again and
+/// unpacked to `staging`: diff id, names, owners, modes, times, attributes and contents are compared.
+pub(crate) fn examine(
+    directory: &Path,
+    record: &LayerRecord,
+    staging: &Path,
+    limits: &Limits,
+) -> io::Result<Vec<String>> {
+    let archive = match archive_of(directory, record) {
+        Ok(Some(archive)) => archive,
+        Ok(None) => return Ok(vec!["it comes from a version that kept nothing to verify it with".into()]),
+        Err(err) => return Ok(vec![format!("its archive cannot be made again: {err}")]),
+    };
+    // A recipe takes the contents from the tree: the diff id vouches for them.
+    let contents = record.origin == Origin::Source;
+    if let Err(err) = unpack_as(archive, limits.layer_bytes, staging, Some(&record.diff_id), limits, contents)
+    {
+        return match err {
+            UnpackError::NoSpace { source, .. } | UnpackError::Write { source, .. } => Err(source),
+            UnpackError::Read(source) => Ok(vec![source.to_string()]),
+            other => Ok(vec![other.to_string()]),
+        };
+    }
+    compare::differences(&staging.join("d"), &directory.join("d"), contents)
 }
 
 /// Writes the record of a layer beside its tree; it becomes durable with the tree.

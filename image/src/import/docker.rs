@@ -65,7 +65,7 @@ pub(super) fn find(archive: &Archive, limits: &Limits) -> Result<Vec<Found>, Imp
         let layers = line.layers.iter().zip(&diff_ids).map(layer).collect::<Result<Vec<_>, ImportError>>()?;
         let manifest_bytes = manifest(&config_bytes, &layers);
         let tags = tags(line.repo_tags.as_deref().unwrap_or_default())?;
-        found.push(Found { config_bytes, config, manifest_bytes, tags, layers });
+        found.push(Found { config_bytes, config, manifest_bytes, tags, layers, artifact: None });
     }
     Ok(found)
 }

@@ -8,7 +8,8 @@ use super::{Found, FoundLayer, ImportError};
 use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::manifest::{
-    Document, IndexEntry, Manifest, ManifestError, check_platform, choose, diff_ids, parse, parse_config,
+    Artifact, Blob, Document, IndexEntry, Manifest, ManifestError, check_platform, choose, diff_ids, parse,
+    parse_config,
 };
 use crate::platform::{self, Platform};
 use crate::reference::Reference;
@@ -30,10 +31,10 @@ pub(super) fn find(archive: &Archive, limits: &Limits) -> Result<Vec<Found>, Imp
         }
         let digest = entry.descriptor().map_err(refuse)?.digest;
         let tags = names(entry)?;
-        match resolve(archive, limits, &host, digest) {
+        match resolve(archive, limits, &host, digest, !tags.is_empty()) {
             Ok(Some(mut image)) => {
                 image.tags.extend(tags);
-                let id = Digest::of(&image.config_bytes);
+                let id = image.id();
                 match found.get_mut(&id) {
                     Some(known) => known.tags.append(&mut image.tags),
                     None => {
@@ -70,6 +71,7 @@ fn resolve(
     limits: &Limits,
     host: &Platform,
     mut digest: Digest,
+    named: bool,
 ) -> Result<Option<Found>, ImportError> {
     for _ in 0..3 {
         let name = blob_name(&digest);
@@ -82,8 +84,11 @@ fn resolve(
             Ok(Document::Manifest(manifest)) => {
                 return image(archive, limits, host, manifest, bytes).map(Some);
             }
-            // Signatures and other artefacts lie beside images.
-            Err(ManifestError::NotAnImage(_)) => return Ok(None),
+            // Signatures and other artifacts lie beside images; those with a name are meant.
+            Ok(Document::Artifact(found)) if named => {
+                return artifact(archive, limits, found, bytes).map(Some);
+            }
+            Ok(Document::Artifact(_)) | Err(ManifestError::NotAnImage(_)) => return Ok(None),
             Err(err) => return Err(refuse(err)),
         }
     }
@@ -111,7 +116,35 @@ fn image(
         let piece = archive.piece(&name)?;
         layers.push(FoundLayer { name, piece, digest: Some(layer.digest), diff_id });
     }
-    Ok(Found { config_bytes, config, manifest_bytes, tags: BTreeSet::new(), layers })
+    Ok(Found { config_bytes, config, manifest_bytes, tags: BTreeSet::new(), layers, artifact: None })
+}
+
+fn artifact(
+    archive: &Archive,
+    limits: &Limits,
+    artifact: Artifact,
+    manifest_bytes: Vec<u8>,
+) -> Result<Found, ImportError> {
+    let config_bytes = match artifact.empty_config() {
+        Some(bytes) => bytes.to_vec(),
+        None => archive
+            .blob(&artifact.config.digest, "configuration", limits.config_bytes)?
+            .ok_or_else(|| ImportError::Missing(blob_name(&artifact.config.digest)))?,
+    };
+    let piece = |blob: &Blob| {
+        let name = blob_name(&blob.descriptor.digest);
+        let (digest, diff_id) = (Some(blob.descriptor.digest.clone()), blob.descriptor.digest.clone());
+        Ok(FoundLayer { piece: archive.piece(&name)?, name, digest, diff_id })
+    };
+    let layers = artifact.blobs.iter().map(piece).collect::<Result<Vec<_>, ImportError>>()?;
+    Ok(Found {
+        config_bytes,
+        config: oci_spec::image::ImageConfiguration::default(),
+        manifest_bytes,
+        tags: BTreeSet::new(),
+        layers,
+        artifact: Some(artifact),
+    })
 }
 
 /// The names of an image: containerd's annotation has the whole name; the standard one may be only a tag,

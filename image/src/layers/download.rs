@@ -7,20 +7,22 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::incoming::{Incoming, Level, Writer};
-use super::{LayerError, Phase, Staged, Staging};
+use super::{Arrived, Content, Landing, LayerError, Phase, Staging};
 use crate::digest::Digest;
 use crate::manifest::Descriptor;
 use crate::progress::LayerProgress;
-use crate::registry::{RegistryError, Session};
-use crate::store::{Store, remove_file};
-use crate::unpack::{HashingReader, UnpackError, unpack};
+use crate::registry::{Blob, RegistryError, Session};
+use crate::state::{LayerRecord, Origin};
+use crate::store::{ForeignLayers, Store, remove_file};
+use crate::unpack::{HashingReader, SOURCE, UnpackError, unpack};
 
 /// Tries in a row that bring nothing, before we give up.
 const BARREN_TRIES: u32 = 4;
@@ -28,51 +30,48 @@ const BARREN_TRIES: u32 = 4;
 const TRIES: u32 = 30;
 /// Data is handed to the disk in pieces of about this many bytes.
 const PIECE: usize = 512 << 10;
+/// A slow download hands over what it has at least this often.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Downloads and unpacks a layer. If data from an earlier run turns out wrong, starts again once.
-pub(super) async fn bring_in(
-    store: &Store,
-    session: &Session,
-    layer: &Descriptor,
-    diff_id: &Digest,
-    phase: &watch::Sender<Phase>,
-    token: &CancellationToken,
-) -> Result<Staged, LayerError> {
-    let slots = store.0.flights.slots();
-    let _slot = slots.acquire().await.map_err(|_| LayerError::Abandoned(layer.digest.clone()))?;
-    let mut job = Job { store, session, layer, diff_id, phase, token, found: 0 };
+/// Downloads a layer and unpacks it, or a blob. If data from an earlier run turns out wrong, starts again once.
+pub(super) async fn bring_in(mut job: Job<'_>) -> Result<Arrived, LayerError> {
     match job.run().await {
         Err(LayerError::WrongDigest { .. }) if job.found > 0 => {
-            warn!(digest = %layer.digest, "an interrupted download was damaged on disk; start again");
+            warn!(digest = %job.layer.digest, "an interrupted download was damaged on disk; start again");
             job.run().await
         }
         other => other,
     }
 }
 
-struct Job<'a> {
-    store: &'a Store,
-    session: &'a Session,
-    layer: &'a Descriptor,
-    diff_id: &'a Digest,
-    phase: &'a watch::Sender<Phase>,
-    token: &'a CancellationToken,
+pub(super) struct Job<'a> {
+    pub(super) store: &'a Store,
+    pub(super) session: &'a Session,
+    pub(super) layer: &'a Descriptor,
+    pub(super) content: &'a Content,
+    pub(super) phase: &'a watch::Sender<Phase>,
+    pub(super) token: &'a CancellationToken,
+    pub(super) moved: &'a Arc<AtomicU64>,
     /// Bytes that an earlier run left.
-    found: u64,
+    pub(super) found: u64,
 }
 
 /// What the unpacking thread found out.
 struct Outcome {
     staging: Staging,
-    unpacked: Result<crate::state::LayerRecord, UnpackError>,
+    /// `None` for a blob that stays as it is.
+    unpacked: Option<Result<LayerRecord, UnpackError>>,
     /// Digest and size of the compressed data; `None` if it was not read to its end.
     data: Option<(Digest, u64)>,
 }
 
 impl Job<'_> {
-    async fn run(&mut self) -> Result<Staged, LayerError> {
+    async fn run(&mut self) -> Result<Arrived, LayerError> {
         let digest = &self.layer.digest;
-        let partial = self.store.0.layout.partial(digest);
+        let partial = match self.content {
+            Content::Layer(_) => self.store.0.layout.partial(digest),
+            Content::Blob => self.store.0.layout.partial_blob(digest),
+        };
         let failed = |source| LayerError::Store { digest: digest.clone(), source };
         let file =
             File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&partial);
@@ -85,17 +84,21 @@ impl Job<'_> {
         self.found = have;
         let level = Level::new(have);
         let writer = Writer(level.clone());
-        let reading = Incoming::new(file.try_clone().map_err(failed)?, level);
+        let reading = Incoming::new(file.try_clone().map_err(failed)?, level, self.moved.clone());
         let staging = Staging::new(self.store.0.layout.temporary());
         let mut unpacking = {
-            let (store, diff_id) = (self.store.clone(), self.diff_id.clone());
+            let (store, content) = (self.store.clone(), self.content.clone());
             let size = self.layer.size;
             tokio::task::spawn_blocking(move || {
                 let mut reader = HashingReader::new(reading);
-                let unpacked = unpack(&mut reader, size, staging.path(), Some(&diff_id), &store.0.limits);
+                let limits = &store.0.limits;
+                let unpacked = match &content {
+                    Content::Layer(id) => Some(unpack(&mut reader, size, staging.path(), Some(id), limits)),
+                    Content::Blob => None,
+                };
                 // A refused layer is read on only if it could be damaged instead of hostile.
                 let data = match &unpacked {
-                    Err(err) if !err.may_be_damage() => None,
+                    Some(Err(err)) if !err.may_be_damage() => None,
                     _ => reader.finish().ok(),
                 };
                 Outcome { staging, unpacked, data }
@@ -124,20 +127,36 @@ impl Job<'_> {
     }
 
     /// Verifies digest and size first: damaged data explains any other error.
-    fn judge(&self, outcome: Outcome, partial: &Path) -> Result<Staged, LayerError> {
+    fn judge(&self, outcome: Outcome, partial: &Path) -> Result<Arrived, LayerError> {
         let Outcome { staging, unpacked, data } = outcome;
         let digest = &self.layer.digest;
-        let wrong = data.filter(|(actual, size)| actual != digest || *size != self.layer.size);
-        let result = match (wrong, unpacked) {
-            (Some((actual, _)), _) => Err(LayerError::WrongDigest { expected: digest.clone(), actual }),
-            (None, Ok(record)) => Ok(record),
-            (None, Err(source)) => Err(LayerError::Unpack { digest: digest.clone(), source }),
+        let good = data.as_ref().is_some_and(|(actual, size)| actual == digest && *size == self.layer.size);
+        let result = match (data, unpacked) {
+            (Some((actual, _)), _) if !good => {
+                Err(LayerError::WrongDigest { expected: digest.clone(), actual })
+            }
+            (_, Some(Ok(record))) => self.keep(staging, record, partial),
+            (_, Some(Err(source))) => Err(LayerError::Unpack { digest: digest.clone(), source }),
+            (Some(_), None) => match std::fs::rename(partial, staging.path()) {
+                Ok(()) => Ok(Arrived::Blob(Arc::new(Landing(staging)))),
+                Err(source) => Err(LayerError::Store { digest: digest.clone(), source }),
+            },
+            (None, None) => Err(LayerError::Abandoned(digest.clone())),
         };
         // A full disk is no reason to download again; it is one to give the space back, though.
         if let Err(err) = remove_file(partial) {
             warn!(path = %partial.display(), %err, "cannot remove a finished download");
         }
-        result.map(|record| staging.keep(record))
+        result
+    }
+
+    /// Keeps an unpacked layer; with it the download, if the tree does not tell all of it.
+    fn keep(&self, staging: Staging, record: LayerRecord, partial: &Path) -> Result<Arrived, LayerError> {
+        if record.origin == Origin::Source {
+            let kept = std::fs::rename(partial, staging.path().join(SOURCE));
+            kept.map_err(|source| LayerError::Store { digest: self.layer.digest.clone(), source })?;
+        }
+        Ok(Arrived::Layer(Arc::new(staging.keep(record))))
     }
 
     fn tell(&self, progress: LayerProgress) {
@@ -179,13 +198,30 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Asks the registry; for a foreign layer that it does not have, other places if that is allowed.
+    async fn open(&self, have: u64) -> Result<Blob, RegistryError> {
+        let Descriptor { digest, urls, .. } = self.layer;
+        match self.session.blob(digest, have).await {
+            Err(RegistryError::NotFound { .. }) if !urls.is_empty() => match self.store.0.foreign {
+                ForeignLayers::Fetch => self.session.foreign(urls, digest, have).await,
+                ForeignLayers::Refuse => Err(RegistryError::Foreign {
+                    digest: digest.clone(),
+                    host: self.session.domain().to_owned(),
+                    places: urls.join(", ").chars().filter(|c| !c.is_control()).take(300).collect(),
+                }),
+            },
+            other => other,
+        }
+    }
+
     /// One request: appends what it brings, and counts it in `have`.
     async fn stream(&self, file: &Arc<File>, have: &mut u64, writer: &Writer) -> Result<(), Failure> {
         let total = self.layer.size;
-        let mut blob = self.session.blob(&self.layer.digest, *have).await.map_err(Failure::Registry)?;
+        let mut blob = self.open(*have).await.map_err(Failure::Registry)?;
         // A server that knows no ranges starts over: what we have is skipped.
         let mut skip = *have - blob.start.min(*have);
         let mut piece = Vec::with_capacity(PIECE);
+        let mut handed_over = Instant::now();
         loop {
             let frame = match blob.frame().await {
                 Ok(frame) => frame,
@@ -199,11 +235,13 @@ impl Job<'_> {
             let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(data.len());
             skip -= skipped as u64;
             piece.extend_from_slice(&data[skipped..]);
+            self.moved.fetch_add(data.len() as u64, Ordering::Relaxed);
             if *have + piece.len() as u64 > total {
                 return Err(Failure::Registry(RegistryError::TooLong { expected: total }));
             }
-            if piece.len() >= PIECE {
+            if piece.len() >= PIECE || handed_over.elapsed() >= PATIENCE {
                 write_piece(file, have, &mut piece, writer).await?;
+                handed_over = Instant::now();
                 self.tell(LayerProgress::Downloading { done: *have, total });
             }
         }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -61,11 +62,13 @@ pub(super) struct Incoming {
     file: File,
     level: Arc<Level>,
     at: u64,
+    /// Counts what is read, for others.
+    moved: Arc<AtomicU64>,
 }
 
 impl Incoming {
-    pub(super) fn new(file: File, level: Arc<Level>) -> Incoming {
-        Incoming { file, level, at: 0 }
+    pub(super) fn new(file: File, level: Arc<Level>, moved: Arc<AtomicU64>) -> Incoming {
+        Incoming { file, level, at: 0, moved }
     }
 }
 
@@ -88,6 +91,7 @@ impl Read for Incoming {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.at += n as u64;
+        self.moved.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
 }

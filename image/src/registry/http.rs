@@ -223,7 +223,7 @@ pub(super) fn authority(uri: &Uri) -> String {
 }
 
 /// Where a redirect leads, if we go there.
-fn follow(from: &Uri, location: &str, origin: &str) -> Result<Uri, (String, &'static str)> {
+pub(super) fn follow(from: &Uri, location: &str, origin: &str) -> Result<Uri, (String, &'static str)> {
     let shown: String = location.split('?').next().unwrap_or_default().chars().take(200).collect();
     let refuse = |reason| Err((shown.clone(), reason));
     let absolute = if location.starts_with('/') && !location.starts_with("//") {

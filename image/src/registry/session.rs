@@ -15,12 +15,15 @@ use tracing::{debug, info};
 
 use super::challenge::{self, Challenge};
 use super::hosts::{Endpoint, TlsOptions, bare_host, endpoints, is_loopback};
-use super::http::{Answer, Http, authority};
+use super::http::{Answer, Http, authority, follow};
 use super::{ConfigError, RegistryConfig, RegistryError};
 use crate::auth::Auth;
 use crate::digest::Digest;
 use crate::manifest::ACCEPT;
 use crate::reference::Reference;
+
+/// Places of a foreign layer that are asked at most.
+const FOREIGN_PLACES: usize = 5;
 
 /// The registry client of a store.
 pub(crate) struct Registries {
@@ -156,6 +159,65 @@ impl Session {
             }
             other => other?,
         };
+        self.data(answer, offset)
+    }
+
+    /// Gets a blob from one of the other places that its manifest names. No credentials are sent there, and
+    /// the rules are those for redirects.
+    pub(crate) async fn foreign(
+        &self,
+        urls: &[String],
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Blob, RegistryError> {
+        let origin = self.0.endpoints.last().map_or("https", |e| if e.https { "https" } else { "http" });
+        let host = self.0.endpoints.last().map_or(self.0.domain.as_str(), |e| e.authority.as_str());
+        let mut headers = HeaderMap::new();
+        if offset > 0 {
+            let range = format!("bytes={offset}-").parse().expect("digits are a header value");
+            headers.insert(header::RANGE, range);
+        }
+        let mut last = None;
+        for url in urls.iter().take(FOREIGN_PLACES) {
+            let from: Uri = format!("{origin}://{host}/").parse().map_err(|_| RegistryError::Protocol {
+                host: host.to_owned(),
+                reason: "its name is no host".into(),
+            })?;
+            let target = follow(&from, url, host).map_err(|(target, reason)| RegistryError::Redirect {
+                host: host.to_owned(),
+                target,
+                reason,
+            });
+            let answer = match target {
+                Err(err) => Err(err),
+                Ok(target) => {
+                    let (url, tls) = (target.to_string(), TlsOptions::default());
+                    let sent = self.0.http.send(Method::GET, &url, &headers, None, Bytes::new(), &tls);
+                    match sent.await {
+                        Ok(answer) if answer.response.status().is_success() => Ok(answer),
+                        Ok(answer) => Err(self.0.http.refusal(answer, digest.as_str()).await),
+                        Err(err) => Err(err),
+                    }
+                }
+            };
+            match answer {
+                Ok(answer) => return self.data(answer, offset),
+                Err(err) => last = Some(err),
+            }
+        }
+        Err(last.unwrap_or_else(|| RegistryError::Protocol {
+            host: host.to_owned(),
+            reason: "a foreign layer without any place".into(),
+        }))
+    }
+
+    /// The registry's name, for messages.
+    pub(crate) fn domain(&self) -> &str {
+        &self.0.domain
+    }
+
+    /// The data of an answer to a request from `offset` on.
+    fn data(&self, answer: Answer, offset: u64) -> Result<Blob, RegistryError> {
         let start = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let range = answer.response.headers().get(header::CONTENT_RANGE);

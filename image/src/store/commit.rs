@@ -41,6 +41,8 @@ pub enum CommitError {
 
 /// An image, all of whose layers are unpacked.
 pub(crate) struct NewImage {
+    /// The digest of the configuration; of an artifact, of the manifest.
+    pub(crate) id: Digest,
     pub(crate) config_bytes: Vec<u8>,
     pub(crate) config: ImageConfiguration,
     pub(crate) manifest_bytes: Vec<u8>,
@@ -97,8 +99,10 @@ impl Store {
     fn commit_now(&self, new: NewImage) -> Result<Image, CommitError> {
         let layout = &self.0.layout;
         let step = |step: &'static str| move |source: io::Error| CommitError::Write { step, source };
-        let (id, manifest) = (Digest::of(&new.config_bytes), Digest::of(&new.manifest_bytes));
-        for (digest, bytes) in [(&id, &new.config_bytes), (&manifest, &new.manifest_bytes)] {
+        let (id, manifest) = (new.id, Digest::of(&new.manifest_bytes));
+        let new_id = id.clone();
+        let config = Digest::of(&new.config_bytes);
+        for (digest, bytes) in [(&config, &new.config_bytes), (&manifest, &new.manifest_bytes)] {
             layout.write(&layout.blob(digest), bytes).map_err(step("write a blob"))?;
         }
         let root = fs::File::open(layout.root()).map_err(step("open the directory"))?;
@@ -107,6 +111,7 @@ impl Store {
         let record = ImageRecord {
             id,
             manifest,
+            config: (config != new_id).then_some(config),
             tags: new.tags,
             digests: new.digests,
             layers: new.layers,

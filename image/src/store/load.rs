@@ -130,9 +130,12 @@ impl Loaded {
         if let Some(missing) = record.all_layers().find(|l| !self.state.layers.contains_key(l)) {
             return Err(format!("layer {missing} is missing"));
         }
-        let bytes = fs::read(layout.blob(&record.id)).map_err(|err| format!("configuration: {err}"))?;
-        if Digest::of(&bytes) != record.id {
+        let bytes = fs::read(layout.blob(record.config())).map_err(|err| format!("configuration: {err}"))?;
+        if Digest::of(&bytes) != *record.config() {
             return Err("the configuration does not have the image's digest".into());
+        }
+        if record.artifact.is_some() {
+            return Ok(Entry { record, config: Arc::default() });
         }
         let config = parse_config(&bytes, limits).map_err(|err| format!("configuration: {err}"))?;
         Ok(Entry { record, config: Arc::new(config) })

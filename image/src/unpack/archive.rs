@@ -306,6 +306,16 @@ impl<'r, 'a> Archive<'r, 'a> {
         Ok(&available[..n])
     }
 
+    /// What is consumed until `end_content` goes into a file.
+    pub(super) fn begin_content(&mut self) {
+        self.stream.begin_content();
+    }
+
+    /// What was consumed went into this file of the tree, from `offset` on.
+    pub(super) fn end_content(&mut self, path: &[u8], offset: u64) {
+        self.stream.end_content(path, offset);
+    }
+
     /// Marks bytes of the content as read.
     pub(super) fn consume(&mut self, n: usize) {
         self.stream.consume(n);

@@ -5,12 +5,13 @@ use std::io::{self, BufRead, BufReader, Read};
 use flate2::bufread::MultiGzDecoder;
 
 use super::UnpackError;
+use super::recipe::Recipe;
 use crate::digest::{Digest, Hasher};
 
 const BUFFER: usize = 128 << 10;
 
 /// Decompresses gzip and zstd, told by their first bytes, whatever the media type says.
-pub(super) fn decompress<'a>(layer: impl Read + 'a) -> Result<Box<dyn Read + 'a>, UnpackError> {
+pub(super) fn decompress<'a>(layer: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>, UnpackError> {
     let mut layer = BufReader::with_capacity(BUFFER, layer);
     // One read may give less than four bytes; then look at a chain of what came and the rest.
     let mut magic = Vec::new();
@@ -24,7 +25,9 @@ pub(super) fn decompress<'a>(layer: impl Read + 'a) -> Result<Box<dyn Read + 'a>
         layer.consume(take);
     }
     let gzip = magic.starts_with(&[0x1f, 0x8b]);
-    let zstd = magic == [0x28, 0xb5, 0x2f, 0xfd];
+    // A zstd stream may begin with a frame to be skipped.
+    let skippable = magic.len() == 4 && magic[0] & 0xf0 == 0x50 && magic[1..] == [0x2a, 0x4d, 0x18];
+    let zstd = skippable || magic == [0x28, 0xb5, 0x2f, 0xfd];
     let whole = io::Cursor::new(magic).chain(layer);
     if gzip {
         Ok(Box::new(MultiGzDecoder::new(whole)))
@@ -40,18 +43,24 @@ pub(super) fn decompress<'a>(layer: impl Read + 'a) -> Result<Box<dyn Read + 'a>
 
 /// Hashes and counts the archive's bytes, and buffers them.
 pub(super) struct Counted<'a> {
-    inner: Box<dyn Read + 'a>,
+    inner: Box<dyn Read + Send + 'a>,
     hasher: Hasher,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
     read: u64,
     limit: u64,
+    recipe: Option<Recipe>,
+    /// What went wrong with the recipe.
+    failed: Option<io::Error>,
 }
 
 impl<'a> Counted<'a> {
-    pub(super) fn new(inner: Box<dyn Read + 'a>, limit: u64) -> Counted<'a> {
+    /// Reads `inner`, at most `limit` bytes, and notes in `recipe` what goes by.
+    pub(super) fn new(inner: Box<dyn Read + Send + 'a>, limit: u64, recipe: Option<Recipe>) -> Counted<'a> {
         Counted {
+            recipe,
+            failed: None,
             inner,
             hasher: Hasher::default(),
             buffer: vec![0; BUFFER],
@@ -73,6 +82,9 @@ impl<'a> Counted<'a> {
 
     /// Bytes that are there, without consuming them; empty at the end.
     pub(super) fn fill(&mut self) -> Result<&[u8], UnpackError> {
+        if let Some(err) = self.failed.take() {
+            return Err(recipe_error(err));
+        }
         if self.start == self.end {
             let n = loop {
                 match self.inner.read(&mut self.buffer) {
@@ -91,7 +103,28 @@ impl<'a> Counted<'a> {
     }
 
     pub(super) fn consume(&mut self, n: usize) {
+        if let Some(recipe) = &mut self.recipe
+            && let Err(err) = recipe.pass(&self.buffer[self.start..self.start + n])
+        {
+            self.failed = Some(err);
+        }
         self.start += n;
+    }
+
+    /// What is consumed from now on goes into a file.
+    pub(super) fn begin_content(&mut self) {
+        if let Some(recipe) = &mut self.recipe {
+            recipe.begin();
+        }
+    }
+
+    /// What was consumed went into this file of the tree, from `offset` on.
+    pub(super) fn end_content(&mut self, path: &[u8], offset: u64) {
+        if let Some(recipe) = &mut self.recipe
+            && let Err(err) = recipe.end(path, offset)
+        {
+            self.failed = Some(err);
+        }
     }
 
     /// Reads a block. `false` at a clean end.
@@ -123,8 +156,20 @@ impl<'a> Counted<'a> {
         }
     }
 
-    /// The diff id of what was read.
-    pub(super) fn finish(self) -> Digest {
-        self.hasher.finish()
+    /// The diff id of what was read, its size, and the bytes of disk that the recipe takes.
+    pub(super) fn finish(self) -> Result<(Digest, u64, u64), UnpackError> {
+        if let Some(err) = self.failed {
+            return Err(recipe_error(err));
+        }
+        let recipe = self.recipe.map_or(Ok(0), Recipe::finish).map_err(recipe_error)?;
+        Ok((self.hasher.finish(), self.read, recipe))
     }
+}
+
+fn recipe_error(err: io::Error) -> UnpackError {
+    if err.kind() == io::ErrorKind::FileTooLarge {
+        let what = "the size of what is no content";
+        return UnpackError::Limit { entry: ".".into(), what, limit: super::recipe::LARGEST };
+    }
+    UnpackError::write("write the recipe", b".", err)
 }

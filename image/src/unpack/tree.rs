@@ -3,7 +3,7 @@
 //! Guarantees: each path is resolved by the kernel beneath the root (`openat2` with `RESOLVE_BENEATH`);
 //! the last component is never followed.
 
-mod name;
+pub(super) mod name;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -20,7 +20,7 @@ use super::archive::{Archive, Entry, Kind};
 use super::{UnpackError, show};
 use crate::digest::Digest;
 use crate::limits::Limits;
-use crate::state::LayerRecord;
+use crate::state::{LayerRecord, Origin};
 use name::{Special, TreePath};
 
 /// Names of directories that we remember until the end, bytes in all.
@@ -37,10 +37,14 @@ pub(super) struct Tree<'l> {
     names: usize,
     bytes: u64,
     inodes: u64,
+    /// Whether contents are written, not only the sizes of files set.
+    contents: bool,
+    /// Whether all that entries made is still there, no later entry of the layer having replaced it.
+    whole: bool,
 }
 
 impl<'l> Tree<'l> {
-    pub(super) fn open(root: &Path, limits: &'l Limits) -> Result<Tree<'l>, UnpackError> {
+    pub(super) fn open(root: &Path, limits: &'l Limits, contents: bool) -> Result<Tree<'l>, UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = rustix::fs::open(root, flags, Mode::empty())
             .map_err(|err| UnpackError::write("open the directory", b".", err.into()))?;
@@ -53,6 +57,8 @@ impl<'l> Tree<'l> {
             names: 0,
             bytes: 4096,
             inodes: 1,
+            contents,
+            whole: true,
         })
     }
 
@@ -99,14 +105,18 @@ impl<'l> Tree<'l> {
                 let file = self
                     .replacing(parent, name, path, || rustix::fs::openat(parent, name, flags, Mode::RUSR))
                     .map_err(fail("create file"))?;
+                let target = self.contents.then_some(&file);
                 match sparse {
-                    None => copy(&file, archive, None, entry)?,
+                    None => copy(target, path, archive, None, entry)?,
                     Some(segments) => {
                         for segment in segments {
-                            copy(&file, archive, Some((segment.offset, segment.length)), entry)?;
+                            let segment = Some((segment.offset, segment.length));
+                            copy(target, path, archive, segment, entry)?;
                         }
-                        rustix::fs::ftruncate(&file, *size).map_err(fail("set the size"))?;
                     }
+                }
+                if sparse.is_some() || !self.contents {
+                    rustix::fs::ftruncate(&file, *size).map_err(fail("set the size"))?;
                 }
                 rustix::fs::fchown(&file, owner.0, owner.1).map_err(fail("change the owner"))?;
                 rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode))
@@ -172,6 +182,8 @@ impl<'l> Tree<'l> {
 
     /// Removes what an earlier entry of the same layer made.
     fn remove(&mut self, parent: &OwnedFd, name: &[u8], path: &TreePath) -> Result<(), Errno> {
+        self.whole &=
+            rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|s| is_whiteout(&s));
         match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
             Err(Errno::ISDIR) => {
                 remove_directory(parent.as_fd(), name)?;
@@ -401,7 +413,7 @@ impl<'l> Tree<'l> {
     }
 
     /// Sets the directories' times and says what the layer takes.
-    pub(super) fn finish(self, diff_id: Digest) -> Result<LayerRecord, UnpackError> {
+    pub(super) fn finish(self, diff_id: Digest, tar_bytes: u64) -> Result<LayerRecord, UnpackError> {
         for (path, times) in &self.times {
             let path = if path.is_empty() { b".".as_slice() } else { path };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -413,28 +425,34 @@ impl<'l> Tree<'l> {
             }
         }
         let implied = self.implied.into_iter().filter_map(|path| String::from_utf8(path).ok()).collect();
-        Ok(LayerRecord { diff_id, bytes: self.bytes, inodes: self.inodes, implied })
+        let origin = if self.whole { Origin::Recipe } else { Origin::Source };
+        Ok(LayerRecord { diff_id, bytes: self.bytes, inodes: self.inodes, implied, tar_bytes, origin })
     }
 }
 
-/// Writes content to a file: all that is left, or a segment of a sparse file.
+/// Writes content to a file, if there is one: all that is left, or a segment of a sparse file.
 fn copy(
-    file: &OwnedFd,
+    file: Option<&OwnedFd>,
+    path: &TreePath,
     archive: &mut Archive,
     segment: Option<(u64, u64)>,
     entry: &Entry,
 ) -> Result<(), UnpackError> {
     let fail = |err: Errno| UnpackError::write("write content", &entry.name, err.into());
     let (mut offset, mut left) = segment.unwrap_or((0, u64::MAX));
+    let start = offset;
+    archive.begin_content();
     loop {
         let part = archive.content(left)?;
         if part.is_empty() {
+            archive.end_content(path.bytes(), start);
             return Ok(());
         }
-        let n = match rustix::io::pwrite(file, part, offset) {
-            Err(Errno::INTR) => continue,
-            Ok(0) => return Err(fail(Errno::IO)),
-            other => other.map_err(fail)?,
+        let n = match file.map(|file| rustix::io::pwrite(file, part, offset)) {
+            None => part.len(),
+            Some(Err(Errno::INTR)) => continue,
+            Some(Ok(0)) => return Err(fail(Errno::IO)),
+            Some(other) => other.map_err(fail)?,
         };
         archive.consume(n);
         offset += n as u64;

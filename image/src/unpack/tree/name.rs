@@ -80,7 +80,7 @@ pub(super) fn special<'a>(name: &'a [u8], entry: &[u8]) -> Result<Option<Special
 
 /// Attributes that a layer may set: file capabilities and users' own. What steers overlayfs or a security
 /// module may not come from an image.
-pub(super) fn keep_attribute(key: &[u8]) -> bool {
+pub(in crate::unpack) fn keep_attribute(key: &[u8]) -> bool {
     key == b"security.capability" || (key.starts_with(b"user.") && !key.starts_with(b"user.overlay."))
 }
 
