@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/out/bin:$(HOME)/.cargo/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help setup-run setup-test setup-lint build run test unit scenarios images clients bench lint stop clean
+.PHONY: help setup-run setup-test setup-lint build run test unit scenarios vm-tests vm images clients bench lint stop clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -13,7 +13,7 @@ help: ## Say what there is
 run: setup-run build images ## Build Orlop, start a cluster on this machine, run the example in it, until Ctrl-C
 	@scripts/run.sh "$(TARGET)/release/orlop"
 
-test: setup-test ## Everything that is tested: pure, contract and host tests, then the built binary with real clients
+test: setup-test ## Everything that is tested: pure, contract and host tests, the built binary with real clients, virtual machines
 	@scripts/test.sh
 
 unit: setup-test ## Pure, contract and host tests only
@@ -21,6 +21,13 @@ unit: setup-test ## Pure, contract and host tests only
 
 scenarios: setup-test ## Only the tests that drive the built binary
 	@scripts/test.sh scenarios
+
+vm-tests: setup-test ## Only the tests in virtual machines: full cgroup v2, reboots, power cuts
+	@scripts/test.sh vm
+
+vm: setup-test images clients ## Open a shell in a virtual machine with a running node (debug build)
+	@cargo build --package orlop --package vm
+	@ORLOP_TEST_BINARY="$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug/orlop" cargo run --quiet --package vm -- shell
 
 bench: setup-test build images ## Measure start, exec, stop and memory, beside containerd where it is installed
 	@scripts/bench.sh "$(TARGET)/release/orlop"

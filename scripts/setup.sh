@@ -8,6 +8,8 @@ build=(build-essential curl ca-certificates mold)
 # nft for host ports and masquerading; busybox-static becomes the example's image.
 run=(nftables busybox-static)
 test=(git iproute2 jq docker-registry procps util-linux socat)
+# The guests of the tests in vm/: QEMU, and what makes their image.
+test+=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs cpio kmod openssh-client)
 
 packages=("${build[@]}" "${run[@]}")
 if [ "$purpose" != run ]; then packages+=("${test[@]}"); fi

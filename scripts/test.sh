@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests: first the crates' own, then the scenarios against the built binary.
-# Usage: test.sh [unit|scenarios]
+# Runs the tests: first the crates' own, then the scenarios against the built binary, then those in virtual machines.
+# Usage: test.sh [unit|scenarios|vm]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,16 +10,29 @@ if [ "$(id -u)" != 0 ]; then
   echo "test: not root: tests that make namespaces and mounts will say that they are skipped" >&2
 fi
 
-if [ "$what" != scenarios ]; then
-  cargo test --workspace --exclude tests --quiet
+# wanted PART: whether this part was asked for.
+wanted() { [ "$what" = all ] || [ "$what" = "$1" ]; }
+
+export RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0
+export ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" ORLOP_TEST_IMAGES="$PWD/out/images"
+
+if wanted unit; then
+  cargo test --workspace --exclude tests --exclude vm --quiet
   echo "test: the crates' own tests took $((($(date +%s) - start))) s"
 fi
-if [ "$what" != unit ]; then
+if wanted scenarios || wanted vm; then
   scripts/clients.sh out/bin
   tests/images/build.sh out/images
   cargo build --package orlop
-  RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0 ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" \
-  ORLOP_TEST_IMAGES="$PWD/out/images" \
-    cargo test --package tests -- --nocapture --test-threads=2
+fi
+if wanted scenarios; then
+  begin=$(date +%s)
+  cargo test --package tests -- --nocapture --test-threads=2
+  echo "test: the scenarios took $((($(date +%s) - begin))) s"
+fi
+if wanted vm; then
+  begin=$(date +%s)
+  cargo test --package vm
+  echo "test: the tests in virtual machines took $((($(date +%s) - begin))) s"
 fi
 echo "test: all of it took $((($(date +%s) - start) / 60)) min $((($(date +%s) - start) % 60)) s"

@@ -44,10 +44,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "sys",
         ],
     ),
-    // The tests drive the built binary and link no crate of the daemon's.
-    ("tests", &["client"]),
+    // The tests drive the built binary and link no crate of the daemon's; those of attacks speak CRI to it.
+    ("tests", &["client", "cri-api"]),
     // So does the benchmark; it speaks CRI to both runtimes with our client.
     ("bench", &["cri-api"]),
+    // Guests run the built binary, too; the tests speak CRI to it.
+    ("vm", &["cri-api"]),
     ("xtask", &[]),
 ];
 

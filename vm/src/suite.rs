@@ -1,0 +1,223 @@
+//! Runs tests in guests: shares guests among tests, prints what happened, and brings back why a test failed.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use futures::FutureExt;
+use tokio::sync::Mutex;
+
+use crate::disk::Share;
+use crate::guest::Init;
+use crate::node::Node;
+use crate::{Guest, GuestOptions, place};
+
+/// A test's future, which may borrow the laboratory.
+pub type Running<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+/// A test: its name and what it does.
+pub struct Case {
+    /// `module::function`.
+    pub name: &'static str,
+    /// The function.
+    pub test: for<'a> fn(&'a Lab) -> Running<'a>,
+}
+
+/// Lists tests: functions of the form `async fn(&Lab) -> anyhow::Result<()>` in this module.
+#[macro_export]
+macro_rules! cases {
+    ($($function:ident),* $(,)?) => {
+        /// The tests of this module.
+        pub const CASES: &[$crate::Case] = &[$($crate::Case {
+            name: concat!(module_path!(), "::", stringify!($function)),
+            test: |lab| Box::pin($function(lab)),
+        }),*];
+    };
+}
+
+/// What a test gets: guests that it shares with others, and guests of its own.
+pub struct Lab {
+    share: PathBuf,
+    plain: Mutex<Option<Arc<Guest>>>,
+    systemd: Mutex<Option<Arc<Guest>>>,
+}
+
+impl Lab {
+    fn new() -> anyhow::Result<Lab> {
+        let share = place::run_directory()?.join("share");
+        Share::usual()?.make(&share)?;
+        Ok(Lab { share, plain: Mutex::new(None), systemd: Mutex::new(None) })
+    }
+
+    /// The guest with the plain init, shared by the tests. They run one after another.
+    ///
+    /// # Errors
+    /// It does not boot.
+    pub async fn plain(&self) -> anyhow::Result<Arc<Guest>> {
+        self.shared_guest(&self.plain, self.options("plain")).await
+    }
+
+    /// The guest with systemd, shared by the tests.
+    ///
+    /// # Errors
+    /// It does not boot.
+    pub async fn systemd(&self) -> anyhow::Result<Arc<Guest>> {
+        let options = GuestOptions { init: Init::Systemd, ..self.options("systemd") };
+        self.shared_guest(&self.systemd, options).await
+    }
+
+    /// Options for a guest of a test's own that has the usual share.
+    pub fn options(&self, name: &str) -> GuestOptions {
+        GuestOptions { share: Some(self.share.clone()), ..GuestOptions::named(name) }
+    }
+
+    /// Boots a guest.
+    ///
+    /// # Errors
+    /// It does not boot.
+    pub async fn boot(&self, options: GuestOptions) -> anyhow::Result<Arc<Guest>> {
+        let start = Instant::now();
+        let guest = Arc::new(Guest::boot(options).await?);
+        println!(
+            "  (guest {} booted in {:.1} s, {:?})",
+            guest.name(),
+            start.elapsed().as_secs_f64(),
+            guest.accel()
+        );
+        Ok(guest)
+    }
+
+    /// A node on the plain guest with a root of this name.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn node(&self, name: &str) -> anyhow::Result<Node> {
+        Node::start(&self.plain().await?, name).await
+    }
+
+    async fn shared_guest(
+        &self,
+        place: &Mutex<Option<Arc<Guest>>>,
+        options: GuestOptions,
+    ) -> anyhow::Result<Arc<Guest>> {
+        let mut place = place.lock().await;
+        if let Some(guest) = &*place {
+            return Ok(Arc::clone(guest));
+        }
+        let guest = self.boot(options).await?;
+        *place = Some(Arc::clone(&guest));
+        Ok(guest)
+    }
+
+    async fn shared(&self) -> Vec<Arc<Guest>> {
+        let (plain, systemd) = tokio::join!(self.plain.lock(), self.systemd.lock());
+        plain.iter().chain(systemd.iter()).cloned().collect()
+    }
+
+    /// The next test gets fresh guests: nobody knows what a failed one left in them.
+    async fn forget_guests(&self) {
+        self.plain.lock().await.take();
+        self.systemd.lock().await.take();
+    }
+
+    /// Core dumps since the last call.
+    async fn cores(&self) -> anyhow::Result<Vec<String>> {
+        let mut all = Vec::new();
+        for guest in self.shared().await {
+            let list = guest
+                .ok("ls /cores && mkdir -p /cores/seen && mv /cores/core.* /cores/seen 2>/dev/null; :")
+                .await?;
+            all.extend(list.lines().filter(|name| name.starts_with("core.orlop")).map(str::to_owned));
+        }
+        Ok(all)
+    }
+
+    async fn save(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let target = place::results().join(name.replace("::", "-"));
+        for guest in self.shared().await {
+            let logs =
+                ["/nodes/*/daemon.log", "/nodes/*/etc/config.yaml", "/nodes/*/run/orlop", "/nodes/*/log"];
+            guest.save(&logs, &target.join(guest.name())).await?;
+        }
+        Ok(target)
+    }
+}
+
+/// The main function of a test binary: runs the cases whose names contain one of the words on the command line.
+/// `--list` prints their names.
+pub fn main(cases: &[&'static [Case]]) -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let list = words.iter().any(|word| word == "--list");
+    // What cargo passes to every test binary means nothing here.
+    let words: Vec<_> = words.into_iter().filter(|word| !word.starts_with('-')).collect();
+    let wanted: Vec<_> = cases
+        .iter()
+        .flat_map(|cases| cases.iter())
+        .filter(|case| words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str())))
+        .collect();
+    if list {
+        wanted.iter().for_each(|case| println!("{}", case.name));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(why) = place::obstacle() {
+        println!("skipped: {} tests in guests: {why}", wanted.len());
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.context("start tokio").and_then(|runtime| runtime.block_on(run(&wanted)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("vm: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cases: &[&Case]) -> anyhow::Result<()> {
+    let start = Instant::now();
+    println!("running {} tests in guests", cases.len());
+    let lab = Lab::new()?;
+    let mut failed = Vec::new();
+    for case in cases {
+        let begin = Instant::now();
+        let result = one(&lab, case).await;
+        let seconds = begin.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("test {} ... ok ({seconds:.1} s)", case.name),
+            Err(err) => {
+                println!("test {} ... FAILED ({seconds:.1} s)\n{err:#}", case.name);
+                match lab.save(case.name).await {
+                    Ok(place) => println!("logs are in {}", place.display()),
+                    Err(err) => println!("its logs could not be saved: {err:#}"),
+                }
+                lab.forget_guests().await;
+                failed.push(case.name);
+            }
+        }
+    }
+    let seconds = start.elapsed().as_secs();
+    let passed = cases.len() - failed.len();
+    println!("vm: {passed} passed, {} failed, in {} min {} s", failed.len(), seconds / 60, seconds % 60);
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+async fn one(lab: &Lab, case: &Case) -> anyhow::Result<()> {
+    let result = AssertUnwindSafe((case.test)(lab)).catch_unwind().await;
+    let result = result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("(no text)");
+        Err(anyhow::anyhow!("panicked: {text}"))
+    });
+    let cores = lab.cores().await;
+    result?;
+    let cores = cores.context("look for core dumps")?;
+    ensure!(cores.is_empty(), "the test passed, but something died: {}", cores.join(", "));
+    Ok(())
+}
