@@ -164,7 +164,7 @@ impl Inner {
             Some(ready) => ready,
             // Created by a daemon before this one.
             None => Ready {
-                rootfs: self.mount_root(spec)?,
+                rootfs: self.mount_root(spec, sandbox)?,
                 draft: self.draft(spec, &record.user, &record.cgroup, sandbox)?,
             },
         };
@@ -191,7 +191,7 @@ impl Inner {
             log,
             stdio,
             stdin_once: spec.stdin_once,
-            seccomp: self.filter(spec)?,
+            seccomp: self.filter(spec, sandbox)?,
             scratch: self.pins.scratch(),
         };
         prepare::launch(draft, parts)

@@ -30,6 +30,7 @@ mod cgroup;
 mod containers;
 mod core;
 mod devices;
+mod idmap;
 mod keepers;
 mod limits;
 mod make;

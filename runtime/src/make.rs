@@ -2,7 +2,7 @@
 //!
 //! Guarantees: the image's files are read beneath its root only, regular files only, up to a size.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use keeper::plan::ProcessPlan;
@@ -16,8 +16,8 @@ use crate::oci::{self, Surroundings};
 use crate::overlay::{self, Writable};
 use crate::plan::{self, Draft};
 use crate::record::SandboxRecord;
-use crate::spec::{ContainerSpec, NamespaceMode, ResolvedUser};
-use crate::{devices, limits, signal, user};
+use crate::spec::{ContainerSpec, NamespaceMode, ResolvedUser, UserNamespace};
+use crate::{devices, idmap, limits, pins, signal, user};
 
 /// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
 const USERS_LIMIT: usize = 1 << 20;
@@ -32,15 +32,15 @@ impl Inner {
         if let Some(name) = &spec.stop_signal {
             signal::parse(name)?;
         }
-        let rootfs = self.mount_root(spec)?;
+        let rootfs = self.mount_root(spec, sandbox)?;
         let (passwd, group) = (users(&rootfs, "etc/passwd")?, users(&rootfs, "etc/group")?);
         let user = user::resolve(&spec.user, &passwd, &group)?;
         let cgroup = format!("{}/{}", sandbox.cgroup, spec.id);
         let draft = self.draft(spec, &user, &cgroup, sandbox)?;
         // Refuses a bad profile now, and has the filter ready.
-        self.filter(spec)?;
+        self.filter(spec, sandbox)?;
         let (_, mut unenforced) = self.container_cgroup(spec, &cgroup)?;
-        let mut process = plan::process_plan(&oci::process(spec, &user, "", self.available)?)?;
+        let mut process = plan::process_plan(&oci::process(spec, &user, "", self.available_in(sandbox))?)?;
         unenforced.extend(self.limit(&mut process));
         Ok((user, cgroup, unenforced, Ready { rootfs, draft }))
     }
@@ -60,7 +60,7 @@ impl Inner {
     }
 
     /// Mounts a container's root file system; makes its writable layer when missing.
-    pub fn mount_root(&self, spec: &ContainerSpec) -> Result<OwnedFd, RuntimeError> {
+    pub fn mount_root(&self, spec: &ContainerSpec, sandbox: &SandboxRecord) -> Result<OwnedFd, RuntimeError> {
         let layer = self.paths.layers.join(spec.id.as_str());
         let writable = Writable { upper: layer.join("upper"), work: layer.join("work") };
         let step = |path: &Path| RuntimeError::io(format!("make {}", path.display()));
@@ -72,10 +72,21 @@ impl Inner {
                 _ => {}
             }
         }
+        let ids = sandbox.spec.user_namespace;
         if let Some(top) = spec.rootfs.first() {
-            like(top, &writable.upper).map_err(step(&writable.upper))?;
+            like(top, &writable.upper, ids).map_err(step(&writable.upper))?;
         }
-        overlay::mount(&spec.rootfs, Some(&writable), self.pins.scratch())
+        let user = match ids {
+            Some(_) => Some(idmap::open(&self.pins.of(sandbox.spec.id.as_str()).join(pins::USER))?),
+            None => None,
+        };
+        let user = user.as_ref().map(AsFd::as_fd);
+        overlay::mount(&spec.rootfs, Some(&writable), user, self.pins.scratch())
+    }
+
+    /// Capabilities that a container of this sandbox can have: a user namespace has all of its own.
+    pub fn available_in(&self, sandbox: &SandboxRecord) -> u64 {
+        if sandbox.spec.user_namespace.is_some() { crate::caps::ALL } else { self.available }
     }
 
     /// Makes the draft of a container's launch plan.
@@ -100,11 +111,12 @@ impl Inner {
             net: own(&of_pod.net, "net"),
             ipc: own(&of_pod.ipc, "ipc"),
             uts: own(&of_pod.uts, "uts"),
+            user: sandbox.spec.user_namespace.map(|ids| (pins.join(pins::USER), ids)),
             pid,
             shm: own(&of_pod.ipc, "shm").unwrap_or_else(|| "/dev/shm".into()),
             cgroup,
             rootfs: self.paths.layers.join(spec.id.as_str()).join("upper"),
-            available: self.available,
+            available: self.available_in(sandbox),
             devices: devices::find(spec)?,
         };
         let mut draft = plan::draft(&oci::spec(spec, user, &around)?)?;
@@ -118,11 +130,15 @@ impl Inner {
     }
 
     /// The filter of a container.
-    pub fn filter(&self, spec: &ContainerSpec) -> Result<Option<crate::seccomp::Filter>, RuntimeError> {
+    pub fn filter(
+        &self,
+        spec: &ContainerSpec,
+        sandbox: &SandboxRecord,
+    ) -> Result<Option<crate::seccomp::Filter>, RuntimeError> {
         if spec.privileged || !self.capabilities.seccomp {
             return Ok(None);
         }
-        let sets = crate::caps::sets(&spec.capabilities, false, self.available)?;
+        let sets = crate::caps::sets(&spec.capabilities, false, self.available_in(sandbox))?;
         self.filters.filter(&spec.seccomp, &self.options.seccomp_profiles, sets.effective)
     }
 
@@ -186,9 +202,14 @@ pub fn users(root: &OwnedFd, path: &str) -> Result<String, RuntimeError> {
 }
 
 /// Gives a directory the owner and permissions of another: the root of an overlay is its upper directory.
-fn like(model: &Path, dir: &Path) -> std::io::Result<()> {
+fn like(model: &Path, dir: &Path, ids: Option<UserNamespace>) -> std::io::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let model = std::fs::metadata(model)?;
-    std::os::unix::fs::chown(dir, Some(model.uid()), Some(model.gid()))?;
+    let (uid, gid) = match ids {
+        // The layers are shown with the pod's ids.
+        Some(ids) => (ids.users.to_host(model.uid()), ids.groups.to_host(model.gid())),
+        None => (Some(model.uid()), Some(model.gid())),
+    };
+    std::os::unix::fs::chown(dir, uid, gid)?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(model.mode() & 0o7777))
 }

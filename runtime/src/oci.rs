@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimit,
+    LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimit,
     PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
     UserBuilder,
 };
@@ -54,6 +54,8 @@ pub struct Surroundings<'a> {
     pub ipc: Option<PathBuf>,
     /// The same for uts.
     pub uts: Option<PathBuf>,
+    /// The pod's user namespace: its file and its ids.
+    pub user: Option<(PathBuf, spec::UserNamespace)>,
     /// Process ids: `Some(None)` is a new namespace, `None` the node's.
     pub pid: Option<Option<PathBuf>>,
     /// Directory that becomes `/dev/shm`.
@@ -176,14 +178,17 @@ fn build(
     let readonly = paths(&container.readonly_paths, &READ_ONLY);
     let own_dev = container.mounts.iter().all(|mount| mount.target.as_os_str() != "/dev");
     let make = || -> Result<Spec, OciSpecError> {
-        let linux = LinuxBuilder::default()
+        let mut linux = LinuxBuilder::default()
             .namespaces(namespaces(around)?)
             .cgroups_path(around.cgroup)
             .devices(if own_dev { devices(container, around)? } else { Vec::new() })
             .masked_paths(masked)
             .readonly_paths(readonly)
-            .rootfs_propagation(rootfs_propagation(container))
-            .build()?;
+            .rootfs_propagation(rootfs_propagation(container));
+        if let Some((_, ids)) = &around.user {
+            linux = linux.uid_mappings(vec![mapping(ids.users)?]).gid_mappings(vec![mapping(ids.groups)?]);
+        }
+        let linux = linux.build()?;
         let mut spec = SpecBuilder::default()
             .version("1.2.0")
             .process(process)
@@ -196,6 +201,10 @@ fn build(
         spec.build()
     };
     Ok(make())
+}
+
+fn mapping(range: spec::IdRange) -> Result<LinuxIdMapping, OciSpecError> {
+    LinuxIdMappingBuilder::default().container_id(0u32).host_id(range.host).size(range.length).build()
 }
 
 /// The process of a container, which is also the pattern of every exec in it.
@@ -278,10 +287,13 @@ fn environment(container: &ContainerSpec, user: &ResolvedUser, hostname: &str) -
 }
 
 fn namespaces(around: &Surroundings<'_>) -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Uts};
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, User, Uts};
     let new = |typ| LinuxNamespaceBuilder::default().typ(typ).build();
     let join = |typ, path: &PathBuf| LinuxNamespaceBuilder::default().typ(typ).path(path).build();
     let mut all = vec![new(Mount)?, new(Cgroup)?];
+    if let Some((path, _)) = &around.user {
+        all.push(join(User, path)?);
+    }
     match &around.pid {
         Some(Some(path)) => all.push(join(Pid, path)?),
         Some(None) => all.push(new(Pid)?),
@@ -374,7 +386,12 @@ fn volume(mount: &spec::Mount) -> Result<Mount, OciSpecError> {
             options.push(option.to_owned());
         }
     }
-    MountBuilder::default().destination(&mount.target).typ(kind).source(source).options(options).build()
+    let mut built = MountBuilder::default();
+    if let Some(ids) = mount.ids {
+        options.push("ridmap".to_owned());
+        built = built.uid_mappings(vec![mapping(ids.users)?]).gid_mappings(vec![mapping(ids.groups)?]);
+    }
+    built.destination(&mount.target).typ(kind).source(source).options(options).build()
 }
 
 /// Volumes that propagate to the container need a root that is a slave, those that propagate back a shared one.
@@ -391,6 +408,13 @@ fn rootfs_propagation(container: &ContainerSpec) -> String {
         Propagation::Bidirectional => "shared",
     }
     .to_owned()
+}
+
+/// Whether a path is one of the devices that every container has.
+pub fn is_default_device(path: &std::path::Path) -> bool {
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"]
+        .iter()
+        .any(|known| path == std::path::Path::new(known))
 }
 
 fn devices(container: &ContainerSpec, around: &Surroundings<'_>) -> Result<Vec<LinuxDevice>, OciSpecError> {

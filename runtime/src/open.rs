@@ -80,7 +80,8 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
     let pins = Pins::open(paths.namespaces.clone())
         .map_err(io(format!("prepare {}", paths.namespaces.display())))?;
     let available = sys::caps::bounding() & sys::caps::get().map(|sets| sets.permitted).unwrap_or(u64::MAX);
-    let capabilities = capabilities(&cgroups, available);
+    let mut capabilities = capabilities(&cgroups, available);
+    capabilities.user_namespaces = crate::idmap::probe(&options.data, pins.scratch()).err();
     let mut objects = Objects::default();
     let sandboxes: Vec<SandboxRecord> =
         record::read_all(&paths.sandboxes).map_err(io("read the records of sandboxes".into()))?;
@@ -181,6 +182,7 @@ fn capabilities(cgroups: &Cgroups, available: u64) -> Capabilities {
         pidfd_exit_info: features.pidfd_exit_info,
         sys_resource,
         seccomp,
+        user_namespaces: None,
         kernel: features.release.clone(),
         statements,
     }

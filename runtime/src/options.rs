@@ -52,6 +52,8 @@ pub struct Capabilities {
     pub seccomp: bool,
     /// Devices can be confined by cgroup (CONFIG_CGROUP_BPF).
     pub device_filter: bool,
+    /// Why pods cannot have users of their own; `None`: they can.
+    pub user_namespaces: Option<String>,
     /// Kernel release.
     pub kernel: String,
     /// One sentence per thing that cannot be enforced, for the log, `orlop check` and the node's condition.

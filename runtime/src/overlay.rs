@@ -8,7 +8,7 @@
 //! the mount is in the mount table for a moment.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -25,10 +25,11 @@ pub struct Writable {
     pub work: PathBuf,
 }
 
-/// Mounts layers (topmost first), read-only without `writable`.
+/// Mounts layers (topmost first), read-only without `writable`, with the ids of the user namespace `ids`.
 pub fn mount(
     lower: &[PathBuf],
     writable: Option<&Writable>,
+    ids: Option<BorrowedFd<'_>>,
     scratch: &Path,
 ) -> Result<OwnedFd, RuntimeError> {
     if lower.is_empty() {
@@ -39,6 +40,10 @@ pub fn mount(
             .map_err(|errno| RuntimeError::io(format!("open layer {}", path.display()))(errno.into()))
     };
     let mut layers = lower.iter().map(|layer| open(layer)).collect::<Result<Vec<_>, _>>()?;
+    let _attached = match ids {
+        Some(ids) => Some(map_layers(&mut layers, lower, ids, scratch)?),
+        None => None,
+    };
     if layers.len() == 1 && writable.is_none() {
         // overlayfs wants two directories; of one layer a plain copy of its mount does.
         return plain(layers.remove(0));
@@ -51,6 +56,48 @@ pub fn mount(
         one_by_one(&layers, changes.as_ref())
     } else {
         all_at_once(&layers, changes.as_ref(), scratch)
+    }
+}
+
+/// Replaces each layer by a copy of its mount that shows it with other ids.
+fn map_layers(
+    layers: &mut [OwnedFd],
+    paths: &[PathBuf],
+    ids: BorrowedFd<'_>,
+    scratch: &Path,
+) -> Result<Attached, RuntimeError> {
+    let mut attached = Attached(Vec::new());
+    for (layer, path) in layers.iter_mut().zip(paths) {
+        let step = |what: &str| {
+            let what = format!("{what} layer {}", path.display());
+            move |errno: sys::Errno| RuntimeError::io(what)(errno.into())
+        };
+        let copy = sys::mount::clone_tree(&*layer, c"", false).map_err(step("copy the mount of"))?;
+        sys::mount::set_attributes(&copy, false, 0, 0, Some(sys::mount::Propagation::Private))
+            .map_err(step("make private"))?;
+        crate::idmap::map(&copy, false, ids, &format!("layer {}", path.display()))?;
+        // Before 6.15 overlayfs takes layers only of mounts in the mount table; it keeps copies of its own.
+        if !sys::features::get().mount_on_detached {
+            let place = scratch.join(format!("layer-{}", uuid::Uuid::new_v4()));
+            std::fs::create_dir(&place).map_err(RuntimeError::io(format!("make {}", place.display())))?;
+            attached.0.push(place.clone());
+            sys::mount::attach_at(&copy, place.as_path()).map_err(step("attach"))?;
+        }
+        *layer = copy;
+    }
+    Ok(attached)
+}
+
+/// Places of mounts that go away with this.
+struct Attached(Vec<PathBuf>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        for place in &self.0 {
+            // One that was never attached is not mounted; what is left goes with the tmpfs that it is on.
+            let _ = sys::mount::unmount(place.as_path(), sys::mount::UnmountFlags::DETACH);
+            let _ = std::fs::remove_dir(place);
+        }
     }
 }
 

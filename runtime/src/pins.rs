@@ -5,6 +5,7 @@
 //!
 //! Guarantees: all of a sandbox's pins are in `<run>/ns/<id>/`.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
@@ -22,6 +23,9 @@ pub struct Pins {
 
 /// Names of the pinned kinds.
 const KINDS: [(Kind, &str); 3] = [(Kind::Net, "net"), (Kind::Ipc, "ipc"), (Kind::Uts, "uts")];
+
+/// Name of the pinned user namespace.
+pub const USER: &str = "user";
 
 const SHM_SIZE: u64 = 64 << 20;
 
@@ -84,13 +88,30 @@ impl Pins {
             let procfs = sys::sysctl::Procfs::open()
                 .map_err(|errno| RuntimeError::io("open a procfs for sysctls")(errno.into()))?;
             for (path, value) in sysctls {
-                procfs.write(format!("sys/{path}").as_str(), value.as_bytes()).map_err(|errno| {
+                let file = format!("sys/{path}");
+                let mut written = procfs.write(file.as_str(), value.as_bytes());
+                if let (Err(sys::Errno::ACCESS | sys::Errno::PERM), Some(ids)) = (written, &spec.user_namespace) {
+                    // Some belong to the root of the user namespace alone. This thread ends with the work.
+                    written = sys::process::become_keeping_rights(ids.users.host, ids.groups.host)
+                        .and_then(|()| procfs.write(file.as_str(), value.as_bytes()));
+                }
+                written.map_err(|errno| {
                     RuntimeError::io(format!("set sysctl {path} to {value:?}"))(errno.into())
                 })?;
             }
             Ok(())
         };
-        if !kinds.is_empty() {
+        if let Some(ids) = &spec.user_namespace {
+            let (user, others) = sys::namespace::create_user(ids.users.into(), ids.groups.into(), &kinds)
+                .map_err(namespace_error)?;
+            let borrowed: Vec<_> = others.iter().map(AsFd::as_fd).collect();
+            sys::namespace::in_namespaces(&borrowed, setup)
+                .map_err(RuntimeError::io("enter the new namespaces"))??;
+            sys::namespace::pin(&user, &dir.join(USER)).map_err(namespace_error)?;
+            for ((_, name), descriptor) in wanted.iter().zip(&others) {
+                sys::namespace::pin(descriptor, &dir.join(name)).map_err(namespace_error)?;
+            }
+        } else if !kinds.is_empty() {
             let (descriptors, outcome) = sys::namespace::create(&kinds, setup).map_err(namespace_error)?;
             outcome?;
             for ((_, name), descriptor) in wanted.iter().zip(&descriptors) {
@@ -98,16 +119,23 @@ impl Pins {
             }
         }
         if spec.namespaces.ipc != NamespaceMode::Node {
-            self.make_shm(&dir, spec.shm_size.unwrap_or(SHM_SIZE))?;
+            let owner = spec.user_namespace.map_or((0, 0), |ids| (ids.users.host, ids.groups.host));
+            self.make_shm(&dir, spec.shm_size.unwrap_or(SHM_SIZE), owner)?;
         }
         Ok(())
     }
 
-    fn make_shm(&self, dir: &Path, size: u64) -> Result<(), RuntimeError> {
+    fn make_shm(&self, dir: &Path, size: u64, owner: (u32, u32)) -> Result<(), RuntimeError> {
         let path = dir.join("shm");
         let step = || format!("mount {}", path.display());
         let size = crate::plan::text(size.to_string().as_bytes())?;
-        let options = [FsOption::Value(c"mode", c"1777"), FsOption::Value(c"size", &size)];
+        let (uid, gid) = (crate::plan::text(owner.0.to_string().as_bytes())?, crate::plan::text(owner.1.to_string().as_bytes())?);
+        let options = [
+            FsOption::Value(c"mode", c"1777"),
+            FsOption::Value(c"size", &size),
+            FsOption::Value(c"uid", &uid),
+            FsOption::Value(c"gid", &gid),
+        ];
         let set = attr::NOSUID | attr::NODEV | attr::NOEXEC;
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700))
             .and_then(|()| sys::mount::create(c"tmpfs", Some(c"shm"), &options, set))
@@ -130,7 +158,7 @@ impl Pins {
     /// Drops a sandbox's pins. Missing ones are fine.
     pub fn drop(&self, id: &str) -> Result<(), RuntimeError> {
         let dir = self.of(id);
-        for (_, name) in KINDS {
+        for name in KINDS.iter().map(|(_, name)| *name).chain([USER]) {
             sys::namespace::unpin(&dir.join(name)).map_err(namespace_error)?;
         }
         let step = || format!("remove {}", dir.display());
@@ -166,6 +194,7 @@ fn namespace_error(error: NamespaceError) -> RuntimeError {
     let source = match &error {
         NamespaceError::Thread(source) => std::io::Error::from(source.kind()),
         NamespaceError::Create { source, .. }
+        | NamespaceError::Map { source, .. }
         | NamespaceError::Open { source, .. }
         | NamespaceError::Pin { source, .. } => (*source).into(),
     };

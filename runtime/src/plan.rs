@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 
 use keeper::plan::{Capabilities, DeviceKind, FsOption, ProcessPlan, Propagation, Rlimit, Step, User};
 use oci_spec::runtime::{
-    Capability, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
+    Capability, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
 };
 use sys::mount::attr;
 
 use crate::caps;
 use crate::error::RuntimeError;
 use crate::oci::SUB_PATH;
+use crate::spec::{IdRange, UserNamespace};
 
 /// A launch plan whose descriptors are still names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Draft {
     pub root_propagation: Option<Propagation>,
     /// Namespaces.
     pub namespaces: Namespaces,
+    /// The user namespace: its file and its ids; `None` is the node's.
+    pub user_namespace: Option<(PathBuf, UserNamespace)>,
     /// Score for the OOM killer.
     pub oom_score_adj: Option<i32>,
 }
@@ -99,6 +102,8 @@ pub struct Bind {
     pub set_recursive: u64,
     /// Propagation of all mounts.
     pub propagation: Propagation,
+    /// Other ids that its files are shown with.
+    pub ids: Option<UserNamespace>,
     /// Where it goes.
     pub target: CString,
 }
@@ -132,6 +137,7 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
         paths.iter().flatten().map(|path| text(path.as_bytes())).collect()
     };
     let mut namespaces = Namespaces::default();
+    let mut user_namespace = None;
     for namespace in linux.namespaces().iter().flatten() {
         let origin = match namespace.path() {
             Some(path) => Origin::Join(path.clone()),
@@ -144,6 +150,10 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
             LinuxNamespaceType::Uts => namespaces.uts = origin,
             LinuxNamespaceType::Cgroup => namespaces.cgroup = origin,
             LinuxNamespaceType::Mount if origin == Origin::New => {}
+            LinuxNamespaceType::User => match (origin, ids(linux.uid_mappings(), linux.gid_mappings())?) {
+                (Origin::Join(path), Some(ids)) => user_namespace = Some((path, ids)),
+                _ => return Err(RuntimeError::invalid("a user namespace needs a file and its ids")),
+            },
             other => {
                 return Err(RuntimeError::invalid(format!(
                     "namespace {other:?} of the OCI spec is not supported"
@@ -151,8 +161,12 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
             }
         }
     }
+    let process_plan = process_plan(process)?;
+    if let Some((_, ids)) = &user_namespace {
+        check_ids(&process_plan.user, ids)?;
+    }
     Ok(Draft {
-        process: process_plan(process)?,
+        process: process_plan,
         actions,
         masked_paths: paths(linux.masked_paths())?,
         readonly_paths: paths(linux.readonly_paths())?,
@@ -167,8 +181,40 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
             }
         },
         namespaces,
+        user_namespace,
         oom_score_adj: process.oom_score_adj(),
     })
+}
+
+/// The ids of a mapping that has one range from 0 on; `None` when there is no mapping.
+fn ids(
+    users: &Option<Vec<LinuxIdMapping>>,
+    groups: &Option<Vec<LinuxIdMapping>>,
+) -> Result<Option<UserNamespace>, RuntimeError> {
+    let range = |list: &Option<Vec<LinuxIdMapping>>| match list.as_deref().unwrap_or_default() {
+        [one] if one.container_id() == 0 => Ok(Some(IdRange { host: one.host_id(), length: one.size() })),
+        [] => Ok(None),
+        _ => Err(RuntimeError::invalid("ids can be mapped in one range that begins with 0")),
+    };
+    match (range(users)?, range(groups)?) {
+        (Some(users), Some(groups)) => Ok(Some(UserNamespace { users, groups })),
+        (None, None) => Ok(None),
+        _ => Err(RuntimeError::invalid("users and groups can be mapped together only")),
+    }
+}
+
+/// Refuses a user that the pod has no id for.
+pub fn check_ids(user: &User, ids: &UserNamespace) -> Result<(), RuntimeError> {
+    let groups = user.groups.iter().chain([&user.gid]).map(|id| ("group", *id, ids.groups));
+    for (what, id, range) in groups.chain([("user", user.uid, ids.users)]) {
+        if range.to_host(id).is_none() {
+            return Err(RuntimeError::invalid(format!(
+                "{what} {id} is not among the pod's ids 0 to {}: choose a lower one, or set hostUsers to true",
+                range.length - 1
+            )));
+        }
+    }
+    Ok(())
 }
 
 const LINKS: [(&std::ffi::CStr, &std::ffi::CStr); 6] = [
@@ -250,6 +296,8 @@ fn options(mount: &Mount) -> Options {
             "strictatime" => sorted.set |= attr::STRICTATIME,
             "rw" | "suid" | "dev" | "exec" | "relatime" | "bind" | "defaults" => {}
             "rbind" => sorted.recursive_bind = true,
+            // Whether ids are mapped is told by the mapping; it goes as deep as the bind.
+            "idmap" | "ridmap" => {}
             "private" | "rprivate" => sorted.propagation = Some(Propagation::Private),
             "slave" | "rslave" => sorted.propagation = Some(Propagation::Slave),
             "shared" | "rshared" => sorted.propagation = Some(Propagation::Shared),
@@ -278,6 +326,7 @@ fn action(mount: &Mount) -> Result<Action, RuntimeError> {
                 set: sorted.set,
                 set_recursive: sorted.set_recursive,
                 propagation: sorted.propagation.unwrap_or(Propagation::Private),
+                ids: ids(mount.uid_mappings(), mount.gid_mappings())?,
                 target,
             }))
         }

@@ -3,16 +3,18 @@
 //! Guarantees: sources are opened without following magic links; what is mounted is what was opened, whatever
 //! happens to the path meanwhile.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use keeper::plan::{
     Fds, LaunchPlan, Namespace, Namespaces, Propagation, Rootfs, Seccomp, Stdio, Step, TargetKind,
+    UserNamespace,
 };
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use sys::mount::attr;
 
 use crate::error::RuntimeError;
+use crate::idmap;
 use crate::overlay;
 use crate::plan::{Action, Bind, Draft, Origin, text};
 use crate::seccomp::{Filter, Instruction};
@@ -43,16 +45,27 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
     let rootfs = fds.add(parts.rootfs);
     let cgroup = fds.add(parts.cgroup);
     let log = parts.log.map(|log| fds.add(log));
-    let mut steps = Vec::with_capacity(draft.actions.len());
-    for action in draft.actions {
+    let user = Users::open(draft.user_namespace)?;
+    let mut actions = draft.actions;
+    let mut dev = match &user {
+        Some(user) => idmap::devices(&mut actions, user.ids)?,
+        None => None,
+    };
+    let mut steps = Vec::with_capacity(actions.len() + 1);
+    for (index, action) in actions.into_iter().enumerate() {
+        if let Some((_, dev)) = dev.take_if(|(at, _)| *at == index) {
+            let target = c"/dev".to_owned();
+            steps.push(Step::Attach { fd: fds.add(dev), target, kind: TargetKind::Directory });
+        }
         steps.push(match action {
             Action::Step(step) => step,
             Action::Bind(bind) => {
-                let (fd, kind) = open_bind(&bind)?;
+                let (fd, kind) = open_bind(&bind, user.as_ref())?;
                 Step::Attach { fd: fds.add(fd), target: bind.target, kind }
             }
             Action::Image { lower, sub_path, set, target } => {
-                let image = open_image(&lower, sub_path.as_deref(), set, parts.scratch)?;
+                let ids = user.as_ref().map(|user| user.fd.as_fd());
+                let image = open_image(&lower, sub_path.as_deref(), set, ids, parts.scratch)?;
                 Step::Attach { fd: fds.add(image), target, kind: TargetKind::Directory }
             }
         });
@@ -85,6 +98,13 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
         )));
     }
     let mut process = draft.process;
+    let user_namespace = match user {
+        Some(user) => Some(UserNamespace {
+            stream_owner: user.ids.users.to_host(process.user.uid).unwrap_or(user.ids.users.host),
+            fd: fds.add(user.fd),
+        }),
+        None => None,
+    };
     process.seccomp = parts.seccomp.map(|filter| Seccomp { program: bytes(&filter), flags: 0 });
     let plan = LaunchPlan {
         id: parts.id.to_owned(),
@@ -94,6 +114,7 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
         masked_paths: draft.masked_paths,
         readonly_paths: draft.readonly_paths,
         namespaces,
+        user_namespace,
         cgroup: Some(cgroup),
         hostname: None,
         domainname: None,
@@ -104,6 +125,18 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
         log,
     };
     Ok((plan, fds))
+}
+
+/// The pod's user namespace.
+struct Users {
+    fd: OwnedFd,
+    ids: crate::spec::UserNamespace,
+}
+
+impl Users {
+    fn open(named: Option<(std::path::PathBuf, crate::spec::UserNamespace)>) -> Result<Option<Users>, RuntimeError> {
+        named.map(|(path, ids)| Ok(Users { fd: idmap::open(&path)?, ids })).transpose()
+    }
 }
 
 /// A filter as the kernel reads it.
@@ -117,7 +150,7 @@ pub fn bytes(filter: &[Instruction]) -> Vec<u8> {
     bytes
 }
 
-fn open_bind(bind: &Bind) -> Result<(OwnedFd, TargetKind), RuntimeError> {
+fn open_bind(bind: &Bind, user: Option<&Users>) -> Result<(OwnedFd, TargetKind), RuntimeError> {
     let step = |what: &str| {
         format!("{what} {} for the mount at {}", bind.source.display(), bind.target.to_string_lossy())
     };
@@ -136,6 +169,13 @@ fn open_bind(bind: &Bind) -> Result<(OwnedFd, TargetKind), RuntimeError> {
     };
     let tree =
         copy(&source, bind).map_err(|errno| RuntimeError::io(step("copy the mount of"))(errno.into()))?;
+    if let Some(ids) = bind.ids {
+        let what = bind.source.to_string_lossy();
+        match user.filter(|user| user.ids == ids) {
+            Some(user) => idmap::map(&tree, bind.recursive, &user.fd, &what)?,
+            None => idmap::map(&tree, bind.recursive, &idmap::make(ids)?, &what)?,
+        }
+    }
     Ok((tree, kind))
 }
 
@@ -164,9 +204,10 @@ fn open_image(
     lower: &[std::path::PathBuf],
     sub_path: Option<&Path>,
     set: u64,
+    ids: Option<BorrowedFd<'_>>,
     scratch: &Path,
 ) -> Result<OwnedFd, RuntimeError> {
-    let image = overlay::mount(lower, None, scratch)?;
+    let image = overlay::mount(lower, None, ids, scratch)?;
     let step = |what: &str| RuntimeError::io(format!("{what} of an image volume"));
     let image = match sub_path {
         None => image,

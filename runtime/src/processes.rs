@@ -45,6 +45,7 @@ impl Inner {
         };
         let mut process = (*pattern).clone();
         self.adapt(&mut process, &record, &exec).await?;
+        let stream_owner = self.stream_owner(&record, &process.user)?;
         let mut fds = Fds::default();
         let (stdio, ours) = streams(&exec, &mut fds)?;
         let exec_id = uuid::Uuid::new_v4().simple().to_string();
@@ -58,6 +59,7 @@ impl Inner {
             stdio,
             cgroup: None,
             oom_score_adj: record.spec.resources.oom_score_adj,
+            stream_owner,
         };
         let keeper = self.keeper().await?;
         let reply = match keeper.exec(plan, fds).await {
@@ -78,6 +80,17 @@ impl Inner {
         })
     }
 
+    /// The node's id of a process's user, in a pod with users of its own.
+    fn stream_owner(
+        &self,
+        record: &ContainerRecord,
+        user: &keeper::plan::User,
+    ) -> Result<Option<u32>, RuntimeError> {
+        let Some(ids) = self.sandbox_record(&record.spec.sandbox)?.spec.user_namespace else { return Ok(None) };
+        plan::check_ids(user, &ids)?;
+        Ok(ids.users.to_host(user.uid))
+    }
+
     /// A running container and its pattern of execs, if that is made already.
     fn running(&self, id: &ContainerId) -> Result<(ContainerRecord, Option<Arc<ProcessPlan>>), RuntimeError> {
         let objects = self.objects.lock();
@@ -90,12 +103,13 @@ impl Inner {
 
     /// Makes the pattern of a container's execs: its own process, with the same confinement.
     fn pattern(&self, record: &ContainerRecord) -> Result<Arc<ProcessPlan>, RuntimeError> {
-        let hostname = self.sandbox_record(&record.spec.sandbox)?.spec.hostname.clone();
-        let process = oci::process(&record.spec, &record.user, &hostname, self.available)?;
+        let sandbox = self.sandbox_record(&record.spec.sandbox)?;
+        let available = self.available_in(&sandbox);
+        let process = oci::process(&record.spec, &record.user, &sandbox.spec.hostname, available)?;
         let mut process = plan::process_plan(&process)?;
         self.limit(&mut process);
         process.seccomp =
-            self.filter(&record.spec)?.map(|filter| Seccomp { program: prepare::bytes(&filter), flags: 0 });
+            self.filter(&record.spec, &sandbox)?.map(|filter| Seccomp { program: prepare::bytes(&filter), flags: 0 });
         let process = Arc::new(process);
         if let Some(entry) = self.objects.lock().containers.get_mut(&record.spec.id) {
             entry.process = Some(process.clone());

@@ -9,6 +9,7 @@ use keeper::plan::{Fds, InitPlan, Namespaces as KeeperNamespaces};
 
 use crate::core::{Held, Inner, SandboxEntry, blocking, chain, init_id, keeper_error};
 use crate::error::RuntimeError;
+use crate::{idmap, pins};
 use crate::id::{ContainerId, SandboxId};
 use crate::record::{self, SandboxRecord};
 use crate::spec::{NamespaceMode, Resources, SandboxSpec};
@@ -20,6 +21,7 @@ impl Inner {
     pub async fn create_sandbox(self: &Arc<Self>, mut spec: SandboxSpec) -> Result<Sandbox, RuntimeError> {
         let id = spec.id.clone();
         check(&spec)?;
+        self.check_users(&spec)?;
         let sysctls = sysctl::check(&spec.sysctls, &spec.namespaces)?;
         let cgroup = self.cgroups.pod_path(spec.cgroup_parent.as_deref(), id.as_str())?;
         let meta = Arc::new(std::mem::take(&mut spec.meta));
@@ -58,6 +60,17 @@ impl Inner {
         }
     }
 
+    fn check_users(&self, spec: &SandboxSpec) -> Result<(), RuntimeError> {
+        idmap::check(spec)?;
+        match &self.capabilities.user_namespaces {
+            Some(why) if spec.user_namespace.is_some() => Err(RuntimeError::invalid(format!(
+                "sandbox {} cannot have users of its own on this node: {why}; set hostUsers to true",
+                spec.id
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     async fn make_sandbox(
         self: &Arc<Self>,
         record: SandboxRecord,
@@ -65,7 +78,7 @@ impl Inner {
     ) -> Result<Sandbox, RuntimeError> {
         let (inner, spec, path) = (self.clone(), record.spec.clone(), record.cgroup.clone());
         let shared_pid = spec.namespaces.pid == NamespaceMode::Pod;
-        let id = spec.id.clone();
+        let (id, user) = (spec.id.clone(), spec.user_namespace);
         let (made, unenforced, init_cgroup) = blocking(move || {
             record::write(&inner.paths.sandboxes, spec.id.as_str(), &record)?;
             let (made, unenforced) = inner.cgroups.make_pod(&path, &spec.resources)?;
@@ -88,10 +101,15 @@ impl Inner {
                     .fd()
                     .try_clone_to_owned()
                     .map_err(RuntimeError::io(format!("copy the cgroup of sandbox {id}")))?;
+                let user_namespace = match user {
+                    Some(_) => Some(fds.add(idmap::open(&self.pins.of(id.as_str()).join(pins::USER))?)),
+                    None => None,
+                };
                 let plan = InitPlan {
                     id: init_id(&id),
                     cgroup: Some(fds.add(fd)),
                     namespaces: KeeperNamespaces::default(),
+                    user_namespace,
                 };
                 let reply = self
                     .keeper()

@@ -26,6 +26,9 @@ pub struct SandboxSpec {
     /// Which namespaces the pod has for itself.
     #[serde(default)]
     pub namespaces: Namespaces,
+    /// The ids that the pod has for itself; `None`: it uses the node's.
+    #[serde(default)]
+    pub user_namespace: Option<UserNamespace>,
     /// Namespaced kernel settings (`net.*`, some of `kernel.*`, `fs.mqueue.*`).
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
@@ -199,12 +202,40 @@ impl SandboxSpec {
             id,
             cgroup_parent: None,
             namespaces: Namespaces::default(),
+            user_namespace: None,
             sysctls: BTreeMap::new(),
             shm_size: None,
             resources: Resources::default(),
             privileged: false,
             meta: serde_json::Value::Null,
         }
+    }
+}
+
+/// The ids of a pod that has a user namespace of its own. Ids count from 0 in the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserNamespace {
+    /// User ids.
+    pub users: IdRange,
+    /// Group ids.
+    pub groups: IdRange,
+}
+
+/// A range of the node's ids that stand for 0 and up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdRange {
+    /// The first one.
+    pub host: u32,
+    /// How many.
+    pub length: u32,
+}
+
+impl IdRange {
+    /// The node's id of a pod's id; `None` when the pod has no such id.
+    pub fn to_host(self, id: u32) -> Option<u32> {
+        if id < self.length { self.host.checked_add(id) } else { None }
     }
 }
 
@@ -275,6 +306,10 @@ pub struct Mount {
     /// Ignore device nodes on it.
     #[serde(default)]
     pub nodev: bool,
+    /// Show files with other ids: what belongs to 0 on the disk belongs to the first of these. For volumes of pods
+    /// with a user namespace; the file system must have mapped mounts.
+    #[serde(default)]
+    pub ids: Option<UserNamespace>,
 }
 
 impl Mount {
@@ -289,6 +324,7 @@ impl Mount {
             noexec: false,
             nosuid: false,
             nodev: false,
+            ids: None,
         }
     }
 

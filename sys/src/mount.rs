@@ -196,6 +196,26 @@ pub fn set_attributes(
         propagation: propagation.map_or(0, Propagation::bits),
         userns_fd: 0,
     };
+    setattr(mount, recursive, attributes)
+}
+
+/// Makes a detached mount show its files with the ids of a user namespace: what belongs to 0 on the disk belongs to
+/// the namespace's root in the mount. Once set it stays.
+///
+/// # Errors
+/// Those of mount_setattr(2): `EINVAL` when the filesystem has no mapped mounts, `EPERM` when it has a mapping
+/// already or was attached before.
+pub fn map_ids(mount: impl AsFd, recursive: bool, user_namespace: impl AsFd) -> Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace.as_fd().as_raw_fd() as u64,
+    };
+    setattr(mount, recursive, attributes)
+}
+
+fn setattr(mount: impl AsFd, recursive: bool, attributes: libc::mount_attr) -> Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated literal, `attributes` lives through the call and its
     // exact size is passed; the kernel only reads them.

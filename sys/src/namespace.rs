@@ -20,6 +20,8 @@ pub enum Kind {
     Ipc,
     /// Host name.
     Uts,
+    /// Users: made by [`create_user`] only.
+    User,
 }
 
 impl Kind {
@@ -28,6 +30,7 @@ impl Kind {
             Kind::Net => UnshareFlags::NEWNET,
             Kind::Ipc => UnshareFlags::NEWIPC,
             Kind::Uts => UnshareFlags::NEWUTS,
+            Kind::User => UnshareFlags::NEWUSER,
         }
     }
 
@@ -36,6 +39,7 @@ impl Kind {
             Kind::Net => "/proc/thread-self/ns/net",
             Kind::Ipc => "/proc/thread-self/ns/ipc",
             Kind::Uts => "/proc/thread-self/ns/uts",
+            Kind::User => "/proc/thread-self/ns/user",
         }
     }
 }
@@ -59,6 +63,14 @@ pub enum NamespaceError {
     Open {
         /// Which.
         kind: Kind,
+        /// Why.
+        source: Errno,
+    },
+    /// The ids of a new user namespace could not be set.
+    #[error("set the ids of a new user namespace ({map:?})")]
+    Map {
+        /// What was written.
+        map: String,
         /// Why.
         source: Errno,
     },
@@ -93,6 +105,76 @@ pub fn create<T: Send>(
         Ok((fds, setup()))
     })
     .map_err(NamespaceError::Thread)?
+}
+
+/// Which ids a user namespace has: those from 0 on stand for those of the caller's from `host` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// First id outside.
+    pub host: u32,
+    /// How many.
+    pub length: u32,
+}
+
+impl IdRange {
+    /// The line for `/proc/PID/uid_map`.
+    fn line(self) -> String {
+        format!("0 {} {}", self.host, self.length)
+    }
+}
+
+/// Makes a new user namespace, and new namespaces of the given kinds that belong to it. Returns a descriptor of the
+/// user namespace, then one for each kind, in order. They live as long as a descriptor, a pin or a process.
+///
+/// # Errors
+/// See [`NamespaceError`].
+pub fn create_user(
+    users: IdRange,
+    groups: IdRange,
+    kinds: &[Kind],
+) -> std::result::Result<(OwnedFd, Vec<OwnedFd>), NamespaceError> {
+    let failed = |source| NamespaceError::Create { kinds: [&[Kind::User], kinds].concat(), source };
+    let flags = kinds.iter().fold(UnshareFlags::NEWUSER, |flags, kind| flags | kind.unshare());
+    // The namespaces need a process until their files are open. It ends with the writing end of this pipe.
+    let (wait, hold) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
+    // SAFETY: the child makes system calls only, and touches no memory but its own stack.
+    let cloned = unsafe { crate::process::clone3(u64::from(flags.bits()), None, false) };
+    let (pid, pidfd) = match cloned.map_err(failed)? {
+        crate::process::Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        crate::process::Cloned::Child => {
+            // SAFETY: the owner of this descriptor number is the parent's frame, which never runs again here.
+            unsafe { libc::close(std::os::fd::AsRawFd::as_raw_fd(&hold)) };
+            let mut byte = [0];
+            while rustix::io::read(&wait, &mut byte) == Err(Errno::INTR) {}
+            crate::process::exit_now(0)
+        }
+    };
+    let made = map_and_open(pid, users, groups, kinds);
+    drop(hold);
+    // Its end is certain: nobody else holds the pipe for long.
+    let ended = crate::process::pidfd_signal(&pidfd, libc::SIGKILL).and_then(|()| crate::process::wait(&pidfd));
+    ended.map_err(failed)?;
+    made
+}
+
+fn map_and_open(
+    pid: i32,
+    users: IdRange,
+    groups: IdRange,
+    kinds: &[Kind],
+) -> std::result::Result<(OwnedFd, Vec<OwnedFd>), NamespaceError> {
+    for (file, range) in [("gid_map", groups), ("uid_map", users)] {
+        let map = range.line();
+        let path = format!("/proc/{pid}/{file}");
+        crate::fs::write_small(rustix::fs::CWD, path, map.as_bytes())
+            .map_err(|source| NamespaceError::Map { map, source })?;
+    }
+    let open = |kind: Kind| {
+        let path = kind.file().replace("thread-self", &pid.to_string());
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|source| NamespaceError::Open { kind, source })
+    };
+    Ok((open(Kind::User)?, kinds.iter().copied().map(open).collect::<std::result::Result<_, _>>()?))
 }
 
 /// Pins a namespace by binding its file onto `path`, which is made when missing (mode 0).
@@ -265,5 +347,46 @@ mod tests {
         unpin(&path).unwrap();
         assert!(!path.exists());
         unpin(&path).unwrap();
+    }
+
+    #[test]
+    fn a_user_namespace_owns_its_siblings_and_maps_mounts() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let range = IdRange { host: 2_000_000, length: 65_536 };
+        let (user, others) = match create_user(range, range, &[Kind::Net, Kind::Uts]) {
+            Ok(made) => made,
+            Err(error) => {
+                println!("skipped: no user namespaces here: {error}");
+                return;
+            }
+        };
+        // NS_GET_USERNS tells the owner.
+        for other in &others {
+            // SAFETY: the request takes no argument and gives a new descriptor.
+            let fd = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(other), 0xb701) };
+            assert!(fd >= 0, "the owner can be asked for");
+            // SAFETY: the kernel just made it.
+            let owner = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+            assert_eq!(inode(&owner), inode(&user));
+        }
+        let name = in_namespaces(&[others[1].as_fd()], || {
+            rustix::system::sethostname(b"mapped").unwrap();
+            rustix::system::uname().nodename().to_owned()
+        });
+        assert_eq!(name.unwrap().to_str().unwrap(), "mapped");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let mount = crate::mount::clone_tree(rustix::fs::CWD, dir.path(), false).unwrap();
+        match crate::mount::map_ids(&mount, false, &user) {
+            Err(Errno::INVAL) => println!("skipped: the temporary directory's filesystem has no mapped mounts"),
+            mapped => {
+                mapped.unwrap();
+                let file = rustix::fs::openat(&mount, c"file", OFlags::PATH, Mode::empty()).unwrap();
+                assert_eq!(rustix::fs::fstat(&file).unwrap().st_uid, 2_000_000);
+            }
+        }
     }
 }

@@ -35,6 +35,8 @@ pub mod ns {
     pub const PID: u64 = libc::CLONE_NEWPID as u64;
     /// Network namespace.
     pub const NET: u64 = libc::CLONE_NEWNET as u64;
+    /// User namespace.
+    pub const USER: u64 = libc::CLONE_NEWUSER as u64;
 }
 
 /// Bit 33; the constant in libc is too narrow for it.
@@ -289,6 +291,28 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, null) }).map(drop)
 }
 
+/// Raises the hard limit of a resource to `hard`, and leaves the soft one. A higher one stays.
+///
+/// # Errors
+/// Those of prlimit(2): `EPERM` without CAP_SYS_RESOURCE.
+pub fn raise_hard_limit(resource: u32, hard: u64) -> Result<()> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let null = std::ptr::null::<libc::rlimit64>();
+    // SAFETY: the kernel writes one rlimit64, which lives through the call, and reads nothing.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, null, &raw mut limit) })?;
+    if limit.rlim_max >= hard { Ok(()) } else { set_limit(resource, limit.rlim_cur, hard) }
+}
+
+/// The process that a pidfd stands for, by its number in the pid namespace of the procfs `proc`.
+///
+/// # Errors
+/// `ESRCH` when it was reaped or is not seen there; those of reading `self/fdinfo`.
+pub fn pid_of(proc: impl AsFd, pidfd: impl AsFd) -> Result<i32> {
+    let info = crate::fs::read_small(proc, format!("self/fdinfo/{}", pidfd.as_fd().as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    pid.filter(|pid| *pid > 0).ok_or(Errno::SRCH)
+}
+
 /// Sets the supplementary groups of the calling thread.
 ///
 /// # Errors
@@ -330,6 +354,21 @@ pub fn reap_for_ever() -> ! {
     loop {
         rustix::event::pause();
     }
+}
+
+/// Changes user and group of the calling thread alone, and keeps its capabilities in force. For threads that end
+/// with the work that needs it.
+///
+/// # Errors
+/// Those of setresgid(2), setresuid(2), prctl(2) and capset(2).
+pub fn become_keeping_rights(uid: u32, gid: u32) -> Result<()> {
+    let sets = crate::caps::get()?;
+    crate::caps::keep_over_setuid(true)?;
+    let gid = rustix::process::Gid::from_raw(gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    let uid = rustix::process::Uid::from_raw(uid);
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    crate::caps::set(sets)
 }
 
 /// Makes the terminal on `fd` the controlling terminal of the calling session leader.

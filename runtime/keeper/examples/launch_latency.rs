@@ -61,6 +61,7 @@ async fn measure(rounds: usize) {
             stdio: keeper::plan::ExecStdio::Streams { stdin: None, stdout: None, stderr: None },
             cgroup: None,
             oom_score_adj: None,
+            stream_owner: None,
         };
         let start = Instant::now();
         f.keeper.exec(plan, keeper::plan::Fds::default()).await.expect("exec");

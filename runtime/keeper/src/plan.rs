@@ -64,6 +64,8 @@ pub struct LaunchPlan {
     pub readonly_paths: Vec<CString>,
     /// The namespaces. The mount namespace is always new.
     pub namespaces: Namespaces,
+    /// The user namespace it lives in; `None` is the node's. The other namespaces must belong to it.
+    pub user_namespace: Option<UserNamespace>,
     /// Directory descriptor of the container's cgroup; `None` starts it in the keeper's.
     pub cgroup: Option<FdIndex>,
     /// Host name, set when `namespaces.uts` is `New`.
@@ -293,6 +295,15 @@ pub enum Namespace {
     Join(FdIndex),
 }
 
+/// An existing user namespace that a container joins. Ids in its plan are those of the namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Its `nsfs` file. Its 0 must be mapped.
+    pub fd: FdIndex,
+    /// The node's id of the program's user, who gets the pipes of the standard streams.
+    pub stream_owner: u32,
+}
+
 /// The namespaces of a container besides mount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Namespaces {
@@ -351,6 +362,9 @@ pub struct ExecPlan {
     pub cgroup: Option<FdIndex>,
     /// Score for the OOM killer, as in [`LaunchPlan`].
     pub oom_score_adj: Option<i32>,
+    /// For a container with a user namespace of its own: the node's id of the program's user, who gets the pipes
+    /// among the streams.
+    pub stream_owner: Option<u32>,
 }
 
 /// Standard streams of an exec.
@@ -383,4 +397,6 @@ pub struct InitPlan {
     pub cgroup: Option<FdIndex>,
     /// Namespaces it joins beside the new pid namespace (`pid` is ignored).
     pub namespaces: Namespaces,
+    /// The user namespace that it lives in and that the pid namespace belongs to.
+    pub user_namespace: Option<FdIndex>,
 }

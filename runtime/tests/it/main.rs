@@ -6,3 +6,4 @@ mod processes;
 mod pure;
 mod restart;
 mod security;
+mod users;

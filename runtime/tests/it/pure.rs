@@ -14,6 +14,7 @@ fn around() -> Surroundings<'static> {
         net: Some("/run/ns/pod/net".into()),
         ipc: Some("/run/ns/pod/ipc".into()),
         uts: Some("/run/ns/pod/uts".into()),
+        user: None,
         pid: Some(None),
         shm: "/run/ns/pod/shm".into(),
         cgroup: "/kubepods/pod/c",
@@ -315,32 +316,32 @@ fn the_default_draft() {
     check_draft(
         &container(),
         expect![[r#"
-        run ["/bin/app", "-v"] in "/" as User { uid: 1000, gid: 1001, groups: [1001, 2000], umask: None }
-        env ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=web-0", "HOME=/srv"]
-        capabilities 0xa80425fb ambient 0x0
-        rlimits []
-        namespaces Namespaces { pid: New, net: Join("/run/ns/pod/net"), ipc: Join("/run/ns/pod/ipc"), uts: Join("/run/ns/pod/uts"), cgroup: New }
-        Filesystem { fstype: "proc", source: Some("proc"), options: [], attributes: 14, target: "/proc" }
-        Filesystem { fstype: "tmpfs", source: Some("tmpfs"), options: [FsOption { key: "mode", value: Some("755") }, FsOption { key: "size", value: Some("65536k") }], attributes: 34, target: "/dev" }
-        Filesystem { fstype: "devpts", source: Some("devpts"), options: [FsOption { key: "newinstance", value: None }, FsOption { key: "ptmxmode", value: Some("0666") }, FsOption { key: "mode", value: Some("0620") }, FsOption { key: "gid", value: Some("5") }], attributes: 10, target: "/dev/pts" }
-        Filesystem { fstype: "mqueue", source: Some("mqueue"), options: [], attributes: 14, target: "/dev/mqueue" }
-        Filesystem { fstype: "sysfs", source: Some("sysfs"), options: [], attributes: 15, target: "/sys" }
-        Filesystem { fstype: "cgroup2", source: Some("cgroup"), options: [], attributes: 15, target: "/sys/fs/cgroup" }
-        Bind(Bind { source: "/run/ns/pod/shm", recursive: false, set: 14, set_recursive: 0, propagation: Private, target: "/dev/shm" })
-        Device { path: "/dev/null", kind: Char, major: 1, minor: 3, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/zero", kind: Char, major: 1, minor: 5, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/full", kind: Char, major: 1, minor: 7, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/random", kind: Char, major: 1, minor: 8, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/urandom", kind: Char, major: 1, minor: 9, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/tty", kind: Char, major: 5, minor: 0, mode: 438, uid: 0, gid: 0 }
-        Symlink { path: "/dev/ptmx", to: "pts/ptmx" }
-        Symlink { path: "/dev/fd", to: "/proc/self/fd" }
-        Symlink { path: "/dev/stdin", to: "/proc/self/fd/0" }
-        Symlink { path: "/dev/stdout", to: "/proc/self/fd/1" }
-        Symlink { path: "/dev/stderr", to: "/proc/self/fd/2" }
-        Symlink { path: "/dev/core", to: "/proc/kcore" }
-        masked 11, read-only 5, root None
-    "#]],
+            run ["/bin/app", "-v"] in "/" as User { uid: 1000, gid: 1001, groups: [1001, 2000], umask: None }
+            env ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=web-0", "HOME=/srv"]
+            capabilities 0xa80425fb ambient 0x0
+            rlimits []
+            namespaces Namespaces { pid: New, net: Join("/run/ns/pod/net"), ipc: Join("/run/ns/pod/ipc"), uts: Join("/run/ns/pod/uts"), cgroup: New }
+            Filesystem { fstype: "proc", source: Some("proc"), options: [], attributes: 14, target: "/proc" }
+            Filesystem { fstype: "tmpfs", source: Some("tmpfs"), options: [FsOption { key: "mode", value: Some("755") }, FsOption { key: "size", value: Some("65536k") }], attributes: 34, target: "/dev" }
+            Filesystem { fstype: "devpts", source: Some("devpts"), options: [FsOption { key: "newinstance", value: None }, FsOption { key: "ptmxmode", value: Some("0666") }, FsOption { key: "mode", value: Some("0620") }, FsOption { key: "gid", value: Some("5") }], attributes: 10, target: "/dev/pts" }
+            Filesystem { fstype: "mqueue", source: Some("mqueue"), options: [], attributes: 14, target: "/dev/mqueue" }
+            Filesystem { fstype: "sysfs", source: Some("sysfs"), options: [], attributes: 15, target: "/sys" }
+            Filesystem { fstype: "cgroup2", source: Some("cgroup"), options: [], attributes: 15, target: "/sys/fs/cgroup" }
+            Bind(Bind { source: "/run/ns/pod/shm", recursive: false, set: 14, set_recursive: 0, propagation: Private, ids: None, target: "/dev/shm" })
+            Device { path: "/dev/null", kind: Char, major: 1, minor: 3, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/zero", kind: Char, major: 1, minor: 5, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/full", kind: Char, major: 1, minor: 7, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/random", kind: Char, major: 1, minor: 8, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/urandom", kind: Char, major: 1, minor: 9, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/tty", kind: Char, major: 5, minor: 0, mode: 438, uid: 0, gid: 0 }
+            Symlink { path: "/dev/ptmx", to: "pts/ptmx" }
+            Symlink { path: "/dev/fd", to: "/proc/self/fd" }
+            Symlink { path: "/dev/stdin", to: "/proc/self/fd/0" }
+            Symlink { path: "/dev/stdout", to: "/proc/self/fd/1" }
+            Symlink { path: "/dev/stderr", to: "/proc/self/fd/2" }
+            Symlink { path: "/dev/core", to: "/proc/kcore" }
+            masked 11, read-only 5, root None
+        "#]],
     );
 }
 
@@ -373,36 +374,36 @@ fn volumes_limits_and_privileges() {
     check_draft(
         &spec,
         expect![[r#"
-        run ["/bin/app", "-v"] in "/" as User { uid: 1000, gid: 1001, groups: [1001, 2000], umask: None }
-        env ["PATH=/x", "HOME=/y", "A=2", "HOSTNAME=web-0", "TERM=xterm"]
-        capabilities 0x1400 ambient 0x400
-        rlimits [Rlimit { resource: 7, soft: 10, hard: 20 }]
-        namespaces Namespaces { pid: New, net: Join("/run/ns/pod/net"), ipc: Join("/run/ns/pod/ipc"), uts: Join("/run/ns/pod/uts"), cgroup: New }
-        Filesystem { fstype: "proc", source: Some("proc"), options: [], attributes: 14, target: "/proc" }
-        Filesystem { fstype: "tmpfs", source: Some("tmpfs"), options: [FsOption { key: "mode", value: Some("755") }, FsOption { key: "size", value: Some("65536k") }], attributes: 34, target: "/dev" }
-        Filesystem { fstype: "devpts", source: Some("devpts"), options: [FsOption { key: "newinstance", value: None }, FsOption { key: "ptmxmode", value: Some("0666") }, FsOption { key: "mode", value: Some("0620") }, FsOption { key: "gid", value: Some("5") }], attributes: 10, target: "/dev/pts" }
-        Filesystem { fstype: "mqueue", source: Some("mqueue"), options: [], attributes: 14, target: "/dev/mqueue" }
-        Filesystem { fstype: "sysfs", source: Some("sysfs"), options: [], attributes: 15, target: "/sys" }
-        Filesystem { fstype: "cgroup2", source: Some("cgroup"), options: [], attributes: 15, target: "/sys/fs/cgroup" }
-        Device { path: "/dev/null", kind: Char, major: 1, minor: 3, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/zero", kind: Char, major: 1, minor: 5, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/full", kind: Char, major: 1, minor: 7, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/random", kind: Char, major: 1, minor: 8, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/urandom", kind: Char, major: 1, minor: 9, mode: 438, uid: 0, gid: 0 }
-        Device { path: "/dev/tty", kind: Char, major: 5, minor: 0, mode: 438, uid: 0, gid: 0 }
-        Symlink { path: "/dev/ptmx", to: "pts/ptmx" }
-        Symlink { path: "/dev/fd", to: "/proc/self/fd" }
-        Symlink { path: "/dev/stdin", to: "/proc/self/fd/0" }
-        Symlink { path: "/dev/stdout", to: "/proc/self/fd/1" }
-        Symlink { path: "/dev/stderr", to: "/proc/self/fd/2" }
-        Symlink { path: "/dev/core", to: "/proc/kcore" }
-        Bind(Bind { source: "/host", recursive: true, set: 8, set_recursive: 1, propagation: Private, target: "/vol" })
-        Filesystem { fstype: "tmpfs", source: Some("tmpfs"), options: [FsOption { key: "mode", value: Some("700") }, FsOption { key: "size", value: Some("4096") }], attributes: 0, target: "/scratch" }
-        Image { lower: ["/layers/a"], sub_path: Some("sub"), set: 1, target: "/image" }
-        Bind(Bind { source: "/host/deep", recursive: true, set: 0, set_recursive: 0, propagation: Slave, target: "/vol/deep" })
-        Bind(Bind { source: "/host/shm", recursive: true, set: 0, set_recursive: 0, propagation: Private, target: "/dev/shm" })
-        masked 1, read-only 0, root Some(Slave)
-    "#]],
+            run ["/bin/app", "-v"] in "/" as User { uid: 1000, gid: 1001, groups: [1001, 2000], umask: None }
+            env ["PATH=/x", "HOME=/y", "A=2", "HOSTNAME=web-0", "TERM=xterm"]
+            capabilities 0x1400 ambient 0x400
+            rlimits [Rlimit { resource: 7, soft: 10, hard: 20 }]
+            namespaces Namespaces { pid: New, net: Join("/run/ns/pod/net"), ipc: Join("/run/ns/pod/ipc"), uts: Join("/run/ns/pod/uts"), cgroup: New }
+            Filesystem { fstype: "proc", source: Some("proc"), options: [], attributes: 14, target: "/proc" }
+            Filesystem { fstype: "tmpfs", source: Some("tmpfs"), options: [FsOption { key: "mode", value: Some("755") }, FsOption { key: "size", value: Some("65536k") }], attributes: 34, target: "/dev" }
+            Filesystem { fstype: "devpts", source: Some("devpts"), options: [FsOption { key: "newinstance", value: None }, FsOption { key: "ptmxmode", value: Some("0666") }, FsOption { key: "mode", value: Some("0620") }, FsOption { key: "gid", value: Some("5") }], attributes: 10, target: "/dev/pts" }
+            Filesystem { fstype: "mqueue", source: Some("mqueue"), options: [], attributes: 14, target: "/dev/mqueue" }
+            Filesystem { fstype: "sysfs", source: Some("sysfs"), options: [], attributes: 15, target: "/sys" }
+            Filesystem { fstype: "cgroup2", source: Some("cgroup"), options: [], attributes: 15, target: "/sys/fs/cgroup" }
+            Device { path: "/dev/null", kind: Char, major: 1, minor: 3, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/zero", kind: Char, major: 1, minor: 5, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/full", kind: Char, major: 1, minor: 7, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/random", kind: Char, major: 1, minor: 8, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/urandom", kind: Char, major: 1, minor: 9, mode: 438, uid: 0, gid: 0 }
+            Device { path: "/dev/tty", kind: Char, major: 5, minor: 0, mode: 438, uid: 0, gid: 0 }
+            Symlink { path: "/dev/ptmx", to: "pts/ptmx" }
+            Symlink { path: "/dev/fd", to: "/proc/self/fd" }
+            Symlink { path: "/dev/stdin", to: "/proc/self/fd/0" }
+            Symlink { path: "/dev/stdout", to: "/proc/self/fd/1" }
+            Symlink { path: "/dev/stderr", to: "/proc/self/fd/2" }
+            Symlink { path: "/dev/core", to: "/proc/kcore" }
+            Bind(Bind { source: "/host", recursive: true, set: 8, set_recursive: 1, propagation: Private, ids: None, target: "/vol" })
+            Filesystem { fstype: "tmpfs", source: Some("tmpfs"), options: [FsOption { key: "mode", value: Some("700") }, FsOption { key: "size", value: Some("4096") }], attributes: 0, target: "/scratch" }
+            Image { lower: ["/layers/a"], sub_path: Some("sub"), set: 1, target: "/image" }
+            Bind(Bind { source: "/host/deep", recursive: true, set: 0, set_recursive: 0, propagation: Slave, ids: None, target: "/vol/deep" })
+            Bind(Bind { source: "/host/shm", recursive: true, set: 0, set_recursive: 0, propagation: Private, ids: None, target: "/dev/shm" })
+            masked 1, read-only 0, root Some(Slave)
+        "#]],
     );
 }
 

@@ -12,7 +12,7 @@ use rustix::pipe::PipeFlags;
 use sys::process::{Cloned, Strings, ns};
 use sys::{Errno, Result as SysResult};
 
-use super::child::{Job, Streams as ChildStreams, Task};
+use super::child::{Job, Streams as ChildStreams, Task, users};
 use super::container::{Container, Output, duplicate, set_nonblocking};
 use super::log::{Lines, LogFile, Stream};
 use super::report::{self, Plan, Severity, Trouble};
@@ -38,6 +38,8 @@ pub struct Pending {
     warnings: Vec<String>,
     failure: Option<Trouble>,
     ready: bool,
+    /// Whether the process is another than the one that was cloned: its number is not known yet.
+    born: bool,
 }
 
 /// The keeper's ends of a container's pipes.
@@ -72,6 +74,8 @@ impl Server {
             _ => None,
         };
         let flags = new_flags(plan.namespaces) | ns::MOUNT;
+        // In a user namespace the child makes another, which is born into the others.
+        let first = if plan.user_namespace.is_some() { 0 } else { flags };
         let (ours, report) = sys::socket::pair().map_err(failed)?;
         let job = Job {
             task: Task::Launch(&plan),
@@ -83,11 +87,12 @@ impl Server {
             fds: &fds,
             descriptor_limit: self.descriptor_limit,
             keep: Vec::new(),
+            flags,
         };
         let job = if namespaces.pid == Namespace::New { job } else { job.keep() };
         let started_at = now();
         let (pid, pidfd) =
-            self.clone_child(flags, borrow(plan.cgroup), join_pid, || job.run()).map_err(failed)?;
+            self.clone_child(first, borrow(plan.cgroup), join_pid, || job.run()).map_err(failed)?;
         drop((report, theirs));
         let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
         let mut keep = |index: Option<FdIndex>| index.and_then(|i| fds[usize::from(i.0)].take());
@@ -107,6 +112,7 @@ impl Server {
             warnings: Vec::new(),
             failure: None,
             ready: false,
+            born: false,
         };
         self.await_report(pending)
     }
@@ -121,7 +127,8 @@ impl Server {
         self.check_new(&plan.id)?;
         let joins = [plan.namespaces.net, plan.namespaces.ipc, plan.namespaces.uts];
         let indexes: Vec<FdIndex> = joins.into_iter().filter_map(joined).collect();
-        check_indexes(indexes.iter().copied().chain(plan.cgroup), fds.len())?;
+        let user = plan.user_namespace;
+        check_indexes(indexes.iter().copied().chain(plan.cgroup).chain(user), fds.len())?;
         let what = format!("start the init {}", plan.id);
         let failed = |errno| os(what.clone(), errno);
         let args = Strings::new(vec![c"orlop-init".to_owned(), c"init".to_owned()]);
@@ -130,8 +137,25 @@ impl Server {
         let program = self.program.as_fd();
         let child = || {
             sys::process::reset_signals();
-            let joined = indexes.iter().try_for_each(|i| sys::namespace::join(&fds[usize::from(i.0)]));
-            let errno = match joined.and_then(|()| rustix::process::setsid().map(drop)) {
+            let place =
+                |errno| Trouble { stage: report::Stage::Namespace, op: report::Op::Setns, index: 0, errno };
+            let born = match user {
+                Some(user) => sys::namespace::join(&fds[usize::from(user.0)])
+                    .map_err(place)
+                    .and_then(|()| {
+                        let tell = |trouble, pidfd: BorrowedFd<'_>| {
+                            let bytes = report::encode(Severity::Born, trouble);
+                            sys::socket::send(&report, &bytes, &[pidfd]).is_ok()
+                        };
+                        users::be_born(ns::PID | ns::MOUNT, tell)
+                    })
+                    .and_then(|()| users::become_root()),
+                None => Ok(()),
+            };
+            let joined = born.and_then(|()| {
+                indexes.iter().try_for_each(|i| sys::namespace::join(&fds[usize::from(i.0)])).map_err(place)
+            });
+            let trouble = match joined.and_then(|()| rustix::process::setsid().map(drop).map_err(place)) {
                 Ok(()) => {
                     // Standard error may be the daemon's log; the init says nothing.
                     // SAFETY: this process is about to exec and owns none of the numbers 0 to 2.
@@ -139,16 +163,16 @@ impl Server {
                         sys::process::place_fd(rustix::stdio::stdin(), 1)
                             .and_then(|()| sys::process::place_fd(rustix::stdio::stdin(), 2))
                     };
-                    sys::process::exec_fd(program, &args, &env)
+                    place(sys::process::exec_fd(program, &args, &env))
                 }
-                Err(errno) => errno,
+                Err(trouble) => trouble,
             };
-            let trouble = Trouble { stage: report::Stage::Namespace, op: report::Op::Setns, index: 0, errno };
             let _ = sys::socket::send(&report, &report::encode(Severity::Failure, trouble), &[]);
         };
         let cgroup = plan.cgroup.map(|i| fds[usize::from(i.0)].as_fd());
         let started_at = now();
-        let (pid, pidfd) = self.clone_child(ns::PID | ns::MOUNT, cgroup, None, child).map_err(failed)?;
+        let flags = if user.is_some() { 0 } else { ns::PID | ns::MOUNT };
+        let (pid, pidfd) = self.clone_child(flags, cgroup, None, child).map_err(failed)?;
         drop(report);
         let cgroup = plan.cgroup.and_then(|i| fds.into_iter().nth(usize::from(i.0)));
         let pending = Pending {
@@ -166,6 +190,7 @@ impl Server {
             warnings: Vec::new(),
             failure: None,
             ready: true,
+            born: false,
         };
         self.await_report(pending)
     }
@@ -217,6 +242,7 @@ impl Server {
             fds: &fds,
             descriptor_limit: self.descriptor_limit,
             keep: Vec::new(),
+            flags: 0,
         }
         .keep();
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
@@ -238,6 +264,7 @@ impl Server {
             warnings: Vec::new(),
             failure: None,
             ready: false,
+            born: false,
         };
         self.await_report(pending)
     }
@@ -344,6 +371,14 @@ impl Server {
                     }
                     Some((Severity::Ready, _)) => pending.ready = true,
                     Some((Severity::Terminal, _)) => pending.terminal = fds.into_iter().next(),
+                    Some((Severity::Born, _)) => {
+                        if let Some(pidfd) = fds.into_iter().next() {
+                            let first = std::mem::replace(&mut pending.pidfd, pidfd);
+                            // It ends right after this report; nobody else reaps it.
+                            let _ = sys::process::wait(&first);
+                            pending.born = true;
+                        }
+                    }
                     None => {}
                 },
                 Err(Errno::AGAIN | Errno::INTR) => return,
@@ -357,6 +392,11 @@ impl Server {
 
     fn complete(&mut self, mut pending: Pending) {
         let (number, serial) = (pending.number, pending.serial);
+        let renumbered = if pending.born {
+            sys::process::pid_of(self.proc.fd(), &pending.pidfd).map(|pid| pending.pid = pid)
+        } else {
+            Ok(())
+        };
         let outcome = if let Some(trouble) = pending.failure {
             // It said its last word and exits; nobody else reaps it.
             let _ = sys::process::wait(&pending.pidfd);
@@ -368,6 +408,11 @@ impl Server {
             };
             let message = format!("the child ended before it ran its program: {how}");
             Err(Failure { kind: FailureKind::Os(Errno::CHILD.raw_os_error()), message })
+        } else if let Err(errno) = renumbered {
+            // It may have ended already, but unseen it must not go on.
+            let _ = sys::process::pidfd_signal(&pending.pidfd, libc::SIGKILL);
+            let _ = sys::process::wait(&pending.pidfd);
+            Err(os("find the process id of the child", errno))
         } else if let Plan::Exec(plan) = &pending.plan {
             let (container, id) = (plan.container.clone(), plan.id.clone());
             let warnings = std::mem::take(&mut pending.warnings);
@@ -500,6 +545,7 @@ fn launch_indexes(plan: &LaunchPlan) -> impl Iterator<Item = FdIndex> {
         .chain([plan.rootfs.fd])
         .chain(plan.cgroup)
         .chain(plan.log)
+        .chain(plan.user_namespace.map(|user| user.fd))
 }
 
 fn exec_indexes(plan: &ExecPlan) -> impl Iterator<Item = FdIndex> {

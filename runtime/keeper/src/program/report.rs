@@ -20,6 +20,8 @@ pub enum Severity {
     Terminal,
     /// All is prepared; what follows is the program, or a failure.
     Ready,
+    /// The child made another in its place, which belongs to another user namespace; its pidfd comes along.
+    Born,
 }
 
 macro_rules! numbered {
@@ -53,6 +55,8 @@ numbered! {
         OomScore => "set oom_score_adj",
         /// Joining or making a namespace.
         Namespace => "enter a namespace",
+        /// Joining a user namespace and becoming its root.
+        Users => "enter the user namespace",
         /// The host name.
         Hostname => "set the host name",
         /// Attaching the root filesystem and pivoting.
@@ -105,6 +109,8 @@ numbered! {
         Setns => "setns",
         /// See its name.
         Unshare => "unshare",
+        /// See its name.
+        Clone => "clone3",
         /// See its name.
         Sethostname => "sethostname",
         /// See its name.
@@ -202,6 +208,7 @@ pub fn decode(bytes: &[u8]) -> Option<(Severity, Trouble)> {
         1 => Severity::Warning,
         2 => Severity::Terminal,
         3 => Severity::Ready,
+        4 => Severity::Born,
         _ => return None,
     };
     let word = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];

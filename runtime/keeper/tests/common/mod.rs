@@ -181,6 +181,7 @@ impl Fixture {
                 uts: Namespace::New,
                 cgroup: Namespace::New,
             },
+            user_namespace: None,
             cgroup: Some(cgroup),
             hostname: Some(c("box")),
             domainname: None,

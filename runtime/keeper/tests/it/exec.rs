@@ -17,6 +17,7 @@ fn exec_plan(container: &str, id: &str, args: &[&str]) -> ExecPlan {
         stdio: ExecStdio::Streams { stdin: None, stdout: None, stderr: None },
         cgroup: None,
         oom_score_adj: None,
+        stream_owner: None,
     }
 }
 

@@ -61,6 +61,7 @@ keeper_test!(an_upgrade_is_noticed_by_nobody, f, {
         stdio: ExecStdio::Streams { stdin: None, stdout: None, stderr: None },
         cgroup: None,
         oom_score_adj: None,
+        stream_owner: None,
     };
     f.keeper.exec(exec, Fds::default()).await.unwrap();
     let streams = f.keeper.attach("cat", false, true, false).await.unwrap();

@@ -7,6 +7,7 @@
 mod identity;
 mod paths;
 mod root;
+pub mod users;
 
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -65,6 +66,8 @@ pub struct Job<'a> {
     pub fds: &'a [OwnedFd],
     /// All descriptors that this job uses, ascending: see [`Job::keep`].
     pub keep: Vec<RawFd>,
+    /// `CLONE_NEW*` bits of what a child in a user namespace is born into.
+    pub flags: u64,
     /// Soft and hard limit of open files, unless the plan says otherwise.
     pub descriptor_limit: (u64, u64),
 }
@@ -123,25 +126,38 @@ impl Job<'_> {
             unsafe { sys::fs::close_all_but(&self.keep) }.at(Stage::Descriptors, Op::CloseRange)?;
         }
         sys::process::reset_signals();
-        rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
         rustix::process::umask(rustix::fs::Mode::empty());
         match &self.task {
             Task::Launch(plan) => {
                 self.set_oom_score(plan.oom_score_adj)?;
+                if let Some(user) = &plan.user_namespace {
+                    self.be_born_among(user)?;
+                }
+                rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
                 self.enter_namespaces(plan)?;
+                let mut early = root::Early::make(plan)?;
                 let root = root::enter(self, plan)?;
                 root::write_sysctls(plan)?;
-                root::carry_out_steps(self, plan, root.as_fd())?;
+                root::carry_out_steps(self, plan, root.as_fd(), &mut early)?;
                 self.connect_streams(root.as_fd(), matches!(plan.stdio, Stdio::Terminal { .. }))?;
                 root::hide_paths(plan, root.as_fd())?;
                 root::finish(plan, root.as_fd())?;
                 self.become_user(root.as_fd())
             }
             Task::Exec { plan, target } => {
+                rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
                 self.set_oom_score(plan.oom_score_adj)?;
                 use sys::process::ns;
                 let kinds = ns::MOUNT | ns::CGROUP | ns::UTS | ns::IPC | ns::NET;
-                sys::namespace::join_process(target, kinds).at(Stage::Namespace, Op::Setns)?;
+                match plan.stream_owner {
+                    None => sys::namespace::join_process(target, kinds).at(Stage::Namespace, Op::Setns)?,
+                    Some(owner) => {
+                        self.use_node_rights(owner)?;
+                        sys::namespace::join_process(target, kinds | ns::USER)
+                            .at(Stage::Namespace, Op::Setns)?;
+                        users::become_root()?;
+                    }
+                }
                 let root = open_root()?;
                 self.connect_streams(root.as_fd(), false)?;
                 self.become_user(root.as_fd())
@@ -190,6 +206,14 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Whether the program belongs to a user namespace of its own.
+    fn mapped(&self) -> bool {
+        match &self.task {
+            Task::Launch(plan) => plan.user_namespace.is_some(),
+            Task::Exec { plan, .. } => plan.stream_owner.is_some(),
+        }
+    }
+
     fn connect_streams(&self, root: BorrowedFd<'_>, bind_console: bool) -> Result<(), Trouble> {
         let uid = rustix::process::Uid::from_raw(self.process().user.uid);
         match self.streams {
@@ -199,7 +223,7 @@ impl Job<'_> {
                     let fd = match fd {
                         Some(fd) => {
                             // So that the user can open /dev/stdout again: a pipe has an owner.
-                            if is_fifo(fd) {
+                            if !self.mapped() && is_fifo(fd) {
                                 rustix::fs::fchown(fd, Some(uid), None).at(Stage::Stdio, Op::Chown)?;
                             }
                             fd

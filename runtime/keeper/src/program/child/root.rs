@@ -18,7 +18,11 @@ type Result<T> = std::result::Result<T, Trouble>;
 /// Attaches the root filesystem, makes it the root, and drops the old one. Returns the new root.
 pub fn enter(job: &Job<'_>, plan: &LaunchPlan) -> Result<OwnedFd> {
     let rootfs = job.fd(plan.rootfs.fd);
-    mount::attach_at(rootfs, super::super::isolate::ROOTFS).at(Stage::Rootfs, Op::MoveMount)?;
+    let place = match plan.user_namespace {
+        None => super::super::isolate::ROOTFS,
+        Some(_) => super::users::STAGE,
+    };
+    mount::attach_at(rootfs, place).at(Stage::Rootfs, Op::MoveMount)?;
     mount::pivot(rootfs).at(Stage::Rootfs, Op::PivotRoot)?;
     super::open_root()
 }
@@ -40,9 +44,15 @@ pub fn write_sysctls(plan: &LaunchPlan) -> Result<()> {
 }
 
 /// Carries out the plan's steps in order.
-pub fn carry_out_steps(job: &Job<'_>, plan: &LaunchPlan, root: BorrowedFd<'_>) -> Result<()> {
+pub fn carry_out_steps(
+    job: &Job<'_>,
+    plan: &LaunchPlan,
+    root: BorrowedFd<'_>,
+    early: &mut Early,
+) -> Result<()> {
     for (index, step) in plan.steps.iter().enumerate() {
-        carry_out(job, step, root).map_err(|(op, errno)| Trouble {
+        let made = early.take(index);
+        carry_out(job, step, root, made).map_err(|(op, errno)| Trouble {
             stage: Stage::Step,
             op,
             index: index as u32,
@@ -50,6 +60,37 @@ pub fn carry_out_steps(job: &Job<'_>, plan: &LaunchPlan, root: BorrowedFd<'_>) -
         })?;
     }
     Ok(())
+}
+
+/// Filesystems that a user namespace can mount only before the old root is gone, by the number of their step.
+#[derive(Debug, Default)]
+pub struct Early([Option<(usize, OwnedFd)>; 4]);
+
+impl Early {
+    /// Makes them, for a container with a user namespace.
+    pub fn make(plan: &LaunchPlan) -> Result<Early> {
+        let mut early = Early::default();
+        if plan.user_namespace.is_none() {
+            return Ok(early);
+        }
+        let mut places = early.0.iter_mut();
+        for (index, step) in plan.steps.iter().enumerate() {
+            let Step::Filesystem { fstype, source, options, attributes, .. } = step else { continue };
+            if ![c"proc", c"sysfs"].contains(&fstype.as_c_str()) {
+                continue;
+            }
+            let failed = |(op, errno)| Trouble { stage: Stage::Step, op, index: index as u32, errno };
+            let place = places.next().ok_or((Op::Check, Errno::TOOBIG)).map_err(failed)?;
+            let mounted = filesystem(fstype, source.as_deref(), options, *attributes).map_err(failed)?;
+            *place = Some((index, mounted));
+        }
+        Ok(early)
+    }
+
+    fn take(&mut self, step: usize) -> Option<OwnedFd> {
+        let found = self.0.iter_mut().find(|one| one.as_ref().is_some_and(|(index, _)| *index == step))?;
+        found.take().map(|(_, mounted)| mounted)
+    }
 }
 
 /// Names the call of an error; the step's number is added by the caller.
@@ -63,7 +104,12 @@ impl<T> By<T> for SysResult<T> {
     }
 }
 
-fn carry_out(job: &Job<'_>, step: &Step, root: BorrowedFd<'_>) -> std::result::Result<(), (Op, Errno)> {
+fn carry_out(
+    job: &Job<'_>,
+    step: &Step,
+    root: BorrowedFd<'_>,
+    made: Option<OwnedFd>,
+) -> std::result::Result<(), (Op, Errno)> {
     match step {
         Step::Attach { fd, target, kind } => {
             let place = paths::ensure(root, target, *kind, false).by(Op::Open)?;
@@ -73,7 +119,10 @@ fn carry_out(job: &Job<'_>, step: &Step, root: BorrowedFd<'_>) -> std::result::R
         Step::Filesystem { fstype, source, options, attributes, target } => {
             let strict = [c"proc", c"sysfs", c"cgroup2"].contains(&fstype.as_c_str());
             let place = paths::ensure(root, target, TargetKind::Directory, strict).by(Op::Open)?;
-            let mounted = filesystem(fstype, source.as_deref(), options, *attributes)?;
+            let mounted = match made {
+                Some(mounted) => mounted,
+                None => filesystem(fstype, source.as_deref(), options, *attributes)?,
+            };
             may_cover(place.as_fd(), target, mounted.as_fd()).by(Op::Check)?;
             mount::attach(&mounted, &place).by(Op::MoveMount)
         }
