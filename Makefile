@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/out/bin:$(HOME)/.cargo/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help setup-run setup-test setup-lint build run test unit scenarios vm-tests vm images clients bench lint stop clean
+.PHONY: help setup-run setup-test setup-lint build run test unit scenarios vm-tests vm images clients bench critest critest-bench lint stop clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +31,14 @@ vm: setup-test images clients ## Open a shell in a virtual machine with a runnin
 
 bench: setup-test build images ## Measure start, exec, stop and memory, beside containerd where it is installed
 	@scripts/bench.sh "$(TARGET)/release/orlop"
+
+critest: setup-test ## Only cri-tools' validation suite, against `orlop cri`
+	@scripts/test.sh critest
+
+critest-bench: setup-test build ## Measure the CRI's calls with critest's benchmarks
+	@tests/critest/build.sh out/critest out/images/cache
+	@ORLOP_TEST_BINARY="$(TARGET)/release/orlop" ORLOP_TEST_CRITEST="$(CURDIR)/out/critest" \
+	  cargo run --quiet --package tests --example critest_bench
 
 build: ## Build the release binary
 	cargo build --release --package orlop

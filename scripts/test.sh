@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests: first the crates' own, then the scenarios against the built binary, then those in virtual machines.
-# Usage: test.sh [unit|scenarios|vm]
+# Usage: test.sh [unit|scenarios|critest|vm]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,20 +15,26 @@ wanted() { [ "$what" = all ] || [ "$what" = "$1" ]; }
 
 export RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0
 export ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" ORLOP_TEST_IMAGES="$PWD/out/images"
+export ORLOP_TEST_CRITEST="$PWD/out/critest"
 
 if wanted unit; then
   cargo test --workspace --exclude tests --exclude vm --quiet
   echo "test: the crates' own tests took $((($(date +%s) - start))) s"
 fi
-if wanted scenarios || wanted vm; then
+if wanted scenarios || wanted critest || wanted vm; then
   scripts/clients.sh out/bin
   tests/images/build.sh out/images
+  tests/critest/build.sh out/critest out/images/cache
   cargo build --package orlop
 fi
 if wanted scenarios; then
   begin=$(date +%s)
   cargo test --package tests -- --nocapture --test-threads=2
   echo "test: the scenarios took $((($(date +%s) - begin))) s"
+fi
+if [ "$what" = critest ]; then
+  # The scenarios have it, too.
+  cargo test --package tests --test critest -- --nocapture
 fi
 if wanted vm; then
   begin=$(date +%s)
