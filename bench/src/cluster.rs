@@ -70,6 +70,9 @@ pub async fn run_all(report: &mut Report, binary: &Path, dir: &Path, image: &Pat
     let pods = pods(report, binary, &used, image, size).await;
     let measures = [Measure::ServerIdle, Measure::CreateToReady, Measure::CrowdToReady, Measure::ServerCrowd];
     report.note(Who::Orlop, &measures, pods);
+    // The image is there from the step before.
+    let recovery = recover(report, binary, &used, size.starts).await;
+    report.note(Who::Orlop, &[Measure::ServerRecovery], recovery);
 }
 
 async fn timed_start<'a>(
@@ -185,6 +188,44 @@ async fn pods(
     let measured = measured.await;
     let ended = server.end().await;
     measured.and(ended)
+}
+
+/// Ten pods run; the daemon is killed and started again, `rounds` times.
+async fn recover(report: &mut Report, binary: &Path, root: &Path, rounds: usize) -> anyhow::Result<()> {
+    let (mut server, _) = Server::start(binary, root).await?;
+    let api = Api::<Pod>::default_namespaced(server.client.clone());
+    let names: Vec<_> = (0..10).map(|number| format!("stays-{number}")).collect();
+    for name in &names {
+        api.create(&PostParams::default(), &pod(name)?)
+            .await
+            .with_context(|| format!("create pod {name}"))?;
+    }
+    let all_ready = || async {
+        let ready = api.list(&ListParams::default()).await?.items.iter().filter(|pod| pod_ready(pod)).count();
+        ensure!(ready == names.len(), "{ready} pods are Ready");
+        Ok(())
+    };
+    server.daemon.until("ten pods to be Ready", PATIENCE, LOOK, all_ready).await?;
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let Server { daemon, .. } = server;
+        daemon.kill().await?;
+        let time;
+        (server, time) = Server::start(binary, root).await?;
+        report.add_ms(Who::Orlop, Measure::ServerRecovery, time);
+        times.push(time.as_secs_f64() * 1e3);
+    }
+    let middle = crate::stats::median(&times).unwrap_or_default();
+    report.say(&format!(
+        "orlop server killed with ten pods running: Ready {middle:.0} ms after its start (p50)"
+    ));
+    let api = Api::<Pod>::default_namespaced(server.client.clone());
+    for name in &names {
+        api.delete(name, &DeleteParams::default().grace_period(0))
+            .await
+            .with_context(|| format!("delete {name}"))?;
+    }
+    server.end().await
 }
 
 async fn create_to_ready(api: &Api<Pod>, names: &[String]) -> anyhow::Result<Duration> {

@@ -105,6 +105,15 @@ impl Daemon {
         }
     }
 
+    /// SIGKILLs it and waits.
+    ///
+    /// # Errors
+    /// It had ended before.
+    pub async fn kill(mut self) -> anyhow::Result<()> {
+        self.still_runs()?;
+        self.child.kill().await.with_context(|| format!("kill {}", self.name))
+    }
+
     fn tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();

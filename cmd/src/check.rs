@@ -48,7 +48,7 @@ struct Observed {
     cgroup: Result<(String, Vec<String>), String>,
     filesystems: String,
     nft: bool,
-    sys_resource: bool,
+    capabilities: u64,
     seccomp: bool,
     pidfd_exit_info: bool,
     forwarding: bool,
@@ -100,7 +100,10 @@ fn observe(paths: &Paths) -> Observed {
     let place = match &features.cgroup2 {
         Some(Found::Mounted(path)) => Ok(format!("mounted at {}", path.display())),
         Some(_) => Ok("not mounted; the node makes a mount of its own".to_owned()),
-        None => Err("this kernel gives none".to_owned()),
+        None => Err(match sys::cgroup::root() {
+            Err(errno) => format!("neither mounted nor mountable: {errno}"),
+            Ok(_) => "it has just appeared; look again".to_owned(),
+        }),
     };
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let status = read("/proc/self/status");
@@ -115,7 +118,7 @@ fn observe(paths: &Paths) -> Observed {
         nft: std::env::split_paths(&search)
             .chain(["/usr/sbin".into(), "/sbin".into()])
             .any(|dir| dir.join("nft").exists()),
-        sys_resource: effective_capabilities(&status) & CAP_SYS_RESOURCE != 0,
+        capabilities: effective_capabilities(&status),
         seccomp: status.contains("\nSeccomp:"),
         pidfd_exit_info: features.pidfd_exit_info,
         forwarding: read("/proc/sys/net/ipv4/ip_forward").trim() == "1",
@@ -124,7 +127,9 @@ fn observe(paths: &Paths) -> Observed {
     }
 }
 
-/// Bit of CAP_SYS_RESOURCE (capabilities(7)).
+// Bits of capabilities(7).
+const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 fn effective_capabilities(status: &str) -> u64 {
@@ -141,6 +146,15 @@ fn swap_total(meminfo: &str) -> u64 {
 fn findings(seen: &Observed) -> Vec<Finding> {
     let mut all = vec![
         judge(seen.root, Level::Prevents, "root", ("running as root", "not root"), "run it as root"),
+        judge(
+            // Who is not root has been told so.
+            !seen.root
+                || seen.capabilities & (CAP_SYS_ADMIN | CAP_NET_ADMIN) == CAP_SYS_ADMIN | CAP_NET_ADMIN,
+            Level::Prevents,
+            "capabilities",
+            ("enough", "CAP_SYS_ADMIN or CAP_NET_ADMIN is missing"),
+            "namespaces, mounts and cgroups need the first, the pod network the second: a container must be given them",
+        ),
         judge(
             kernel_version(&seen.kernel) >= Some(OLDEST_KERNEL),
             Level::Prevents,
@@ -173,7 +187,7 @@ fn findings(seen: &Observed) -> Vec<Finding> {
         "host ports and masquerading need it: apt-get install nftables",
     ));
     all.push(judge(
-        seen.sys_resource,
+        seen.capabilities & CAP_SYS_RESOURCE != 0,
         Level::Limits,
         "CAP_SYS_RESOURCE",
         ("there", "missing"),
@@ -265,7 +279,7 @@ mod tests {
             cgroup: Ok(("/sys/fs/cgroup".into(), all)),
             filesystems: "nodev\toverlay\n".into(),
             nft: true,
-            sys_resource: true,
+            capabilities: u64::MAX,
             seccomp: true,
             pidfd_exit_info: true,
             forwarding: true,
@@ -296,6 +310,13 @@ mod tests {
         let fails: Vec<_> =
             findings(&bare).into_iter().filter(|f| f.level == Level::Prevents).map(|f| f.what).collect();
         assert_eq!(fails, ["root", "kernel", "overlay", "cgroup v2", "seccomp"]);
+    }
+
+    #[test]
+    fn a_root_without_its_capabilities_cannot() {
+        let seen = Observed { capabilities: CAP_SYS_ADMIN, ..perfect() };
+        let fails: Vec<_> = findings(&seen).into_iter().filter(|f| f.level == Level::Prevents).collect();
+        assert_eq!(fails.iter().map(|f| f.what).collect::<Vec<_>>(), ["capabilities"]);
     }
 
     #[test]

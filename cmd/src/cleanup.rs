@@ -1,12 +1,14 @@
 //! `orlop stop` and `orlop reset`: ending a node for good, not only its daemon.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::Context;
+use image::Store;
 use network::PodNetwork;
 
 use crate::config::NodeConfig;
-use crate::node::{network_config, runtime_options};
+use crate::node::{network_config, registry_config, runtime_options};
 
 /// Stops every pod and the keeper; images, objects and certificates stay.
 ///
@@ -24,9 +26,40 @@ pub async fn stop(config: NodeConfig) -> anyhow::Result<()> {
     runtime?;
     let network = network.await.context("take down the pod network");
     let volumes = unmount_below(&config.paths.data.join("kubelet"));
-    // The pods' resolver configurations, and sockets that nobody serves.
-    let files = remove(&config.paths.run.join("cri")).and(remove(&config.paths.run.join("admin.sock")));
-    network.and(volumes).and(files)
+    let leases = release_images(&config);
+    let files = remove_files(&config);
+    network.and(volumes).and(leases).and(files)
+}
+
+/// The containers are gone; an image that they alone kept may go with the next `prune`.
+fn release_images(config: &NodeConfig) -> anyhow::Result<()> {
+    let dir = config.paths.data.join("images");
+    if !dir.exists() {
+        return Ok(());
+    }
+    let store = Store::open(dir, registry_config(config)).context("release the containers' images")?;
+    store.leases().iter().for_each(|lease| store.release(&lease.owner));
+    Ok(())
+}
+
+/// The pods' resolver configurations, sockets that nobody serves, and then the directory if nothing else is in it.
+fn remove_files(config: &NodeConfig) -> anyhow::Result<()> {
+    let run = &config.paths.run;
+    remove(&run.join("cri"))?;
+    remove(&config.paths.admin_socket())?;
+    // It can lie anywhere; another program's stays.
+    if std::os::unix::net::UnixStream::connect(&config.cri_socket).is_err() {
+        remove(&config.cri_socket)?;
+    }
+    for dir in [&run.join("network"), run] {
+        match std::fs::remove_dir(dir) {
+            Err(err) if !matches!(err.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                return Err(err).with_context(|| format!("remove {}", dir.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The same, and removes all that the node kept. Without `yes` it only says what that is.
@@ -45,7 +78,7 @@ pub async fn reset(config: NodeConfig, yes: bool) -> anyhow::Result<()> {
     stop(config).await?;
     for dir in kept {
         match std::fs::remove_dir_all(dir) {
-            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            Err(err) if err.kind() != ErrorKind::NotFound => {
                 return Err(err).with_context(|| format!("remove {}", dir.display()));
             }
             _ => println!("removed {}", dir.display()),
@@ -58,7 +91,7 @@ pub async fn reset(config: NodeConfig, yes: bool) -> anyhow::Result<()> {
 fn remove(path: &Path) -> anyhow::Result<()> {
     let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
-        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+        Err(err) if err.kind() != ErrorKind::NotFound => {
             Err(err).with_context(|| format!("remove {}", path.display()))
         }
         _ => Ok(()),

@@ -19,7 +19,7 @@ pub enum OpenError {
         pid: String,
     },
     /// No cgroup v2 file system can be had.
-    #[error("find or mount the cgroup v2 file system (a kernel with CONFIG_CGROUPS and root are needed)")]
+    #[error("find or mount the cgroup v2 file system (`orlop check` tells what is missing)")]
     Cgroup {
         /// Why.
         source: io::Error,

@@ -3,15 +3,28 @@
 use std::path::Path;
 
 use crate::clients::{command, run};
+use crate::node::{OUTSIDE, OUTSIDE_ADDRESSES};
 
-/// Everything of a node that is still there: mounts, processes, cgroups, interfaces, pinned namespaces.
+/// Everything of a node that is still there: mounts, processes, cgroups, interfaces, addresses, nftables rules, files
+/// below the run directory, writable layers, leases of images.
 pub async fn find(root: &Path, netns: &str) -> Vec<String> {
     let mut found = mounts(root);
     found.extend(processes(root));
     found.extend(cgroups(root));
     found.extend(interfaces(netns).await);
-    found.extend(entries(&root.join("run/ns"), "pinned namespace"));
+    found.extend(rules(netns).await);
+    found.extend(below(&root.join("run"), "file"));
     found.extend(entries(&root.join("data/containers"), "writable layer"));
+    found.extend(entries(&root.join("data/images/s"), "lease"));
+    found
+}
+
+/// Logs and volumes of pods that no longer exist; `pods` are the uids of those that do.
+pub fn of_pods(root: &Path, pods: &[String]) -> Vec<String> {
+    let mut found = entries(&root.join("data/kubelet/pods"), "volumes of a pod");
+    found.extend(entries(&root.join("log/pods"), "logs of a pod"));
+    found.retain(|path| !pods.iter().any(|uid| path.contains(uid.as_str())));
+    found.extend(dangling_links(&root.join("log/containers")));
     found
 }
 
@@ -58,12 +71,50 @@ fn cgroups(root: &Path) -> Vec<String> {
     found
 }
 
+/// Interfaces but `lo` and the harness' own `outside`, and addresses other than theirs.
 async fn interfaces(netns: &str) -> Vec<String> {
     let mut ip = command(netns, "ip");
-    ip.args(["-o", "link", "show"]);
-    let Ok(listed) = run(ip, None).await else { return Vec::new() };
-    let links = listed.stdout.lines().filter_map(|line| line.split(": ").nth(1)).map(str::to_owned);
-    links.filter(|link| link != "lo").map(|link| format!("interface {link}")).collect()
+    ip.args(["-o", "address", "show"]);
+    let mut links = command(netns, "ip");
+    links.args(["-o", "link", "show"]);
+    let (addresses, links) = match (run(ip, None).await, run(links, None).await) {
+        (Ok(addresses), Ok(links)) => (addresses.stdout, links.stdout),
+        (Err(err), _) | (_, Err(err)) => return vec![format!("interfaces can't be listed: {err:#}")],
+    };
+    let links = links.lines().filter_map(|line| line.split(": ").nth(1));
+    let links = links.filter(|link| !matches!(*link, "lo" | OUTSIDE)).map(|link| format!("interface {link}"));
+    let addresses = addresses.lines().filter(|line| {
+        ![" 127.0.0.1/8 ", " ::1/128 ", OUTSIDE_ADDRESSES, " fe80::"].iter().any(|known| line.contains(known))
+    });
+    links.chain(addresses.map(|line| format!("address {line}"))).collect()
+}
+
+/// nftables rules in the node's network namespace, where nobody else makes any.
+async fn rules(netns: &str) -> Vec<String> {
+    let mut nft = command(netns, "nft");
+    nft.args(["list", "tables"]);
+    match run(nft, None).await {
+        Ok(listed) => listed.stdout.lines().map(|table| format!("nftables {table}")).collect(),
+        Err(err) => vec![format!("nftables can't be listed: {err:#}")],
+    }
+}
+
+/// Links to logs that are gone.
+fn dangling_links(dir: &Path) -> Vec<String> {
+    let links = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    links.filter(|link| !link.exists()).map(|link| format!("link to no log {}", link.display())).collect()
+}
+
+/// Every file and directory below `dir`, at any depth.
+fn below(dir: &Path, what: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        found.push(format!("{what} {}", entry.path().display()));
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(below(&entry.path(), what));
+        }
+    }
+    found
 }
 
 fn entries(dir: &Path, what: &str) -> Vec<String> {

@@ -12,6 +12,11 @@ use tokio::process::{Child, Command};
 use crate::clients::{Ran, Running, command, program, run};
 use crate::{binary, eventually, eventually_within, image, leaks};
 
+/// The interface that a node's network namespace has before the node starts, with a default route.
+pub const OUTSIDE: &str = "outside";
+/// How the addresses on it begin, as `ip` prints them; two nodes can share one network.
+pub const OUTSIDE_ADDRESSES: &str = " 10.99.0.";
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// How a node is started.
@@ -67,11 +72,11 @@ impl Node {
         let mut node = Node { root, netns: name, options, daemon: None, ended: false };
         // A route to the outside gives the node an address; the packets go nowhere.
         for line in [
-            "link set lo up",
-            "link add outside type bridge",
-            "addr add 10.99.0.2/24 dev outside",
-            "link set outside up",
-            "route add default via 10.99.0.1",
+            "link set lo up".to_owned(),
+            format!("link add {OUTSIDE} type bridge"),
+            format!("addr add 10.99.0.2/24 dev {OUTSIDE}"),
+            format!("link set {OUTSIDE} up"),
+            "route add default via 10.99.0.1".to_owned(),
         ] {
             let mut ip = command(&node.netns, "ip");
             ip.args(line.split(' '));
@@ -293,17 +298,36 @@ impl Node {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
+    /// Waits until nothing is left of pods that were deleted. The kubelet knows a static pod by a uid of its own.
+    async fn pods_left_nothing(&self) -> anyhow::Result<()> {
+        eventually("the kubelet to clean up after deleted pods", || async {
+            let pods = self.kubectl(&["get", "pods", "-A", "-o", "json"]).await?.json()?;
+            let uid = |pod: &Value| {
+                let metadata = &pod["metadata"];
+                let mirrored = &metadata["annotations"]["kubernetes.io/config.mirror"];
+                mirrored.as_str().or(metadata["uid"].as_str()).map(str::to_owned)
+            };
+            let uids: Vec<_> = pods["items"].as_array().into_iter().flatten().filter_map(uid).collect();
+            let left = leaks::of_pods(&self.root, &uids);
+            ensure!(left.is_empty(), "{}", left.join("\n"));
+            Ok(())
+        })
+        .await
+    }
+
     /// Ends the node and fails if it left anything.
     ///
     /// # Errors
     /// The daemon or `orlop stop` failed, or something was left.
     pub async fn end(mut self) -> anyhow::Result<()> {
         if self.daemon.is_some() {
+            if self.options.role[0] == "server" {
+                self.pods_left_nothing().await?;
+            }
             self.terminate().await?;
         }
         self.orlop(&["stop"]).await?.ok()?;
-        let mut left = leaks::find(&self.root, &self.netns).await;
-        left.retain(|what| what != "interface outside");
+        let left = leaks::find(&self.root, &self.netns).await;
         ensure!(left.is_empty(), "the node left:\n{}\nIt said:\n{}", left.join("\n"), self.log_text());
         self.ended = true;
         Ok(())

@@ -56,6 +56,43 @@ async fn check_explains_everything_at_once() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where no cgroup2 is mounted (in a mount namespace of the test's own) and none can be.
+const WITHOUT_CGROUP2: &str = r#"awk '$3 == "cgroup2" { print $2 }' /proc/mounts | xargs -r umount -l
+    exec setpriv --bounding-set=-sys_admin "$0" "$@""#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_cgroup_v2_is_told_so() -> anyhow::Result<()> {
+    needs_root!();
+    let root = tempfile::tempdir()?;
+    let orlop = |words: &[&str]| {
+        let mut orlop = tokio::process::Command::new("unshare");
+        orlop.args(["--mount", "sh", "-c", WITHOUT_CGROUP2]).arg(binary());
+        orlop.arg("--root").arg(root.path()).args(words);
+        orlop
+    };
+    let checked = orlop(&["check"]).output().await?;
+    let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+    ensure!(!checked.status.success(), "{text}");
+    let failing: Vec<_> = text.lines().filter(|line| line.starts_with("FAILS")).collect();
+    ensure!(
+        failing
+            .iter()
+            .any(|line| line.contains("cgroup v2") && line.contains("neither mounted nor mountable"))
+            && failing.iter().any(|line| line.contains("capabilities"))
+            && text.contains("systemd.unified_cgroup_hierarchy=1")
+            && text.contains("seccomp")
+            && text.contains("can't be a node: 2 of the points"),
+        "{text}"
+    );
+    let started = orlop(&["cri"]).output().await?;
+    let said = String::from_utf8_lossy(&started.stderr).into_owned();
+    ensure!(
+        !started.status.success() && said.contains("cgroup v2") && said.contains("orlop check"),
+        "{said}"
+    );
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_not_root_says_so() -> anyhow::Result<()> {
     needs_root!();
