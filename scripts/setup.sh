@@ -44,7 +44,12 @@ fi
 export PATH="$HOME/.cargo/bin:$PATH"
 if ! command -v cargo >/dev/null; then
   echo "setup: installing Rust by rustup"
-  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy,rustfmt
+  init=$(mktemp -d)/rustup-init
+  from=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init
+  curl --proto '=https' --tlsv1.2 -sSf -o "$init" "$from"
+  echo "$(curl --proto '=https' --tlsv1.2 -sSf "$from.sha256" | cut -d' ' -f1)  $init" | sha256sum --quiet -c
+  chmod +x "$init" && "$init" -q -y --profile minimal -c clippy,rustfmt
+  rm -r "$(dirname "$init")"
 fi
 
 # Only `make lint` and CI need it.
