@@ -113,8 +113,7 @@ fn make(levels: &[Level], staging: Staging) -> Result<Option<Staged>, UnpackErro
             wanted.entry(path).or_insert(looks);
         }
     }
-    let description = serde_json::to_vec(&wanted).expect("plain data");
-    let diff_id = Digest::of(&[b"orlop correction ".as_slice(), &description].concat());
+    let diff_id = id_of(&wanted);
     build(&wanted, staging.path()).map_err(|err| fail("create", err))?;
     let inodes = wanted.len() as u64;
     let record = LayerRecord {
@@ -179,6 +178,33 @@ fn find(tree: &Path, path: &str) -> Result<Found, Errno> {
         mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
     };
     Ok(Found::Directory { looks, opaque: hides })
+}
+
+/// What is wrong with a correcting layer, a sentence each: its directories must be those that its id tells.
+pub(crate) fn examine(tree: &Path, id: &Digest) -> std::io::Result<Vec<String>> {
+    let mut wanted: BTreeMap<String, Looks> = BTreeMap::new();
+    let mut left = vec![String::new()];
+    while let Some(path) = left.pop() {
+        let place = tree.join(&path);
+        let Found::Directory { looks, .. } = find(tree, &path)? else {
+            return Ok(vec![format!("`/{path}` is no directory")]);
+        };
+        wanted.insert(path.clone(), looks);
+        for entry in fs::read_dir(&place)? {
+            let name = entry?.file_name();
+            let Some(name) = name.to_str() else {
+                return Ok(vec![format!("`/{path}/{}` does not belong there", name.display())]);
+            };
+            left.push(if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") });
+        }
+    }
+    let same = id_of(&wanted) == *id;
+    Ok(if same { Vec::new() } else { vec!["its directories are not as they were made".into()] })
+}
+
+fn id_of(wanted: &BTreeMap<String, Looks>) -> Digest {
+    let description = serde_json::to_vec(wanted).expect("plain data");
+    Digest::of(&[b"orlop correction ".as_slice(), &description].concat())
 }
 
 fn build(wanted: &BTreeMap<String, Looks>, staging: &Path) -> std::io::Result<()> {

@@ -22,6 +22,7 @@ mod progress;
 mod store;
 
 mod correct;
+mod export;
 mod import;
 mod layers;
 mod layout;
@@ -34,6 +35,7 @@ mod unpack;
 
 pub use auth::{Auth, AuthError};
 pub use digest::{Digest, DigestError};
+pub use export::{ExportError, Form};
 pub use image::{Image, Lease, Removed, Rootfs, Usage};
 pub use import::ImportError;
 pub use layers::LayerError;
@@ -45,7 +47,10 @@ pub use pull::{ErrorKind, PullError, PullOptions};
 pub use queue::Priority;
 pub use reference::{Reference, ReferenceError};
 pub use registry::{ConfigError, HostsError, Proxy, RegistryConfig, RegistryError};
-pub use store::{CommitError, Damaged, ForeignLayers, LeaseError, OpenError, Options, RemoveError, Store};
+pub use store::{
+    CommitError, Damaged, Fate, ForeignLayers, LeaseError, OpenError, Options, Problem, RemoveError,
+    Repaired, Report, Store, What,
+};
 pub use unpack::UnpackError;
 
 /// Types of image configurations, as [`Image::config`] has them.

@@ -31,6 +31,15 @@ pub enum Event {
         /// How far it is.
         state: LayerProgress,
     },
+    /// Verifying what is stored: the next blob or layer.
+    Verifying {
+        /// Which.
+        digest: Digest,
+        /// How many were done.
+        done: usize,
+        /// How many there are.
+        total: usize,
+    },
     /// All layers are there; they are being made durable.
     Committing,
     /// The image is usable.

@@ -8,6 +8,8 @@
 mod commit;
 mod lease;
 mod load;
+mod repair;
+mod verify;
 
 use std::fs;
 use std::io;
@@ -32,6 +34,8 @@ use crate::state::{ImageRecord, Named, State};
 pub use commit::CommitError;
 pub(crate) use commit::NewImage;
 pub use lease::LeaseError;
+pub use repair::{Fate, Repaired};
+pub use verify::{Problem, Report, What};
 
 /// The image store. Cheap to clone; all clones are one store.
 #[derive(Clone)]

@@ -224,15 +224,16 @@ pub(crate) fn examine(
     };
     // A recipe takes the contents from the tree: the diff id vouches for them.
     let contents = record.origin == Origin::Source;
-    if let Err(err) = unpack_as(archive, limits.layer_bytes, staging, Some(&record.diff_id), limits, contents)
-    {
-        return match err {
-            UnpackError::NoSpace { source, .. } | UnpackError::Write { source, .. } => Err(source),
-            UnpackError::Read(source) => Ok(vec![source.to_string()]),
-            other => Ok(vec![other.to_string()]),
-        };
+    let expected = Some(&record.diff_id);
+    match unpack_as(archive, limits.layer_bytes, staging, expected, limits, contents) {
+        Ok(again) => {
+            let comparison = compare::Comparison { contents, timeless: again.implied.into_iter().collect() };
+            comparison.differences(&staging.join("d"), &directory.join("d"))
+        }
+        Err(UnpackError::NoSpace { source, .. } | UnpackError::Write { source, .. }) => Err(source),
+        Err(UnpackError::Read(source)) => Ok(vec![source.to_string()]),
+        Err(other) => Ok(vec![other.to_string()]),
     }
-    compare::differences(&staging.join("d"), &directory.join("d"), contents)
 }
 
 /// Writes the record of a layer beside its tree; it becomes durable with the tree.

@@ -15,15 +15,94 @@ use super::tree::name::keep_attribute;
 /// No more differences than this are told.
 const TOLD: usize = 10;
 
-/// Tells how `found` differs from `wanted`, a sentence each; empty if it does not.
-pub(super) fn differences(wanted: &Path, found: &Path, contents: bool) -> io::Result<Vec<String>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty());
-    let mut told = Vec::new();
-    let (wanted, found) = (open(wanted)?, open(found)?);
-    same_stat("/", &fstat(&wanted)?, &fstat(&found)?, &mut told);
-    directory("", &wanted, &found, contents, &mut told)?;
-    Ok(told)
+/// How to compare.
+pub(super) struct Comparison {
+    /// Contents of files, too.
+    pub(super) contents: bool,
+    /// Directories of which no archive tells the time: paths without a slash at their start.
+    pub(super) timeless: BTreeSet<String>,
+}
+
+impl Comparison {
+    /// Tells how `found` differs from `wanted`, a sentence each; empty if it does not.
+    pub(super) fn differences(&self, wanted: &Path, found: &Path) -> io::Result<Vec<String>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty());
+        let mut told = Vec::new();
+        let (wanted, found) = (open(wanted)?, open(found)?);
+        same_stat("/", &fstat(&wanted)?, &fstat(&found)?, false, &mut told);
+        self.directory("", &wanted, &found, &mut told)?;
+        Ok(told)
+    }
+
+    fn directory(
+        &self,
+        path: &str,
+        wanted: &OwnedFd,
+        found: &OwnedFd,
+        told: &mut Vec<String>,
+    ) -> io::Result<()> {
+        same_attributes(path, wanted, found, told)?;
+        let (here, there) = (names(wanted)?, names(found)?);
+        for gone in here.difference(&there).take(TOLD) {
+            told.push(format!("`{path}/{}` is missing", show(gone)));
+        }
+        for more in there.difference(&here).take(TOLD) {
+            told.push(format!("`{path}/{}` does not belong there", show(more)));
+        }
+        for name in here.intersection(&there) {
+            if told.len() >= TOLD {
+                break;
+            }
+            let below = format!("{path}/{}", show(name));
+            self.one(&below, name, wanted, found, told)?;
+        }
+        told.truncate(TOLD);
+        Ok(())
+    }
+
+    fn one(
+        &self,
+        path: &str,
+        name: &[u8],
+        wanted: &OwnedFd,
+        found: &OwnedFd,
+        told: &mut Vec<String>,
+    ) -> io::Result<()> {
+        let stat = |parent: &OwnedFd| rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+        let (a, b) = (stat(wanted)?, stat(found)?);
+        let whiteout = FileType::from_raw_mode(a.st_mode) == FileType::CharacterDevice && a.st_rdev == 0;
+        let timed = !whiteout && !self.timeless.contains(path.trim_start_matches('/'));
+        if !same_stat(path, &a, &b, timed, told) {
+            return Ok(());
+        }
+        let open = |parent: &OwnedFd, flags: OFlags| -> io::Result<OwnedFd> {
+            let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
+        };
+        match FileType::from_raw_mode(a.st_mode) {
+            FileType::Directory => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                self.directory(path, &open(wanted, flags)?, &open(found, flags)?, told)
+            }
+            FileType::Symlink => {
+                let target = |parent: &OwnedFd| rustix::fs::readlinkat(parent, name, Vec::new());
+                if target(wanted)? != target(found)? {
+                    told.push(format!("`{path}` links elsewhere"));
+                }
+                Ok(())
+            }
+            FileType::RegularFile => {
+                let (a, b) = (open(wanted, OFlags::RDONLY)?, open(found, OFlags::RDONLY)?);
+                same_attributes(path, &a, &b, told)?;
+                if self.contents && !same_content(a, b)? {
+                    told.push(format!("`{path}` has another content"));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn fstat(fd: &OwnedFd) -> io::Result<Stat> {
@@ -42,75 +121,8 @@ fn names(directory: &OwnedFd) -> io::Result<BTreeSet<Vec<u8>>> {
     Ok(names)
 }
 
-fn directory(
-    path: &str,
-    wanted: &OwnedFd,
-    found: &OwnedFd,
-    contents: bool,
-    told: &mut Vec<String>,
-) -> io::Result<()> {
-    same_attributes(path, wanted, found, told)?;
-    let (here, there) = (names(wanted)?, names(found)?);
-    for gone in here.difference(&there).take(TOLD) {
-        told.push(format!("`{path}/{}` is missing", show(gone)));
-    }
-    for more in there.difference(&here).take(TOLD) {
-        told.push(format!("`{path}/{}` does not belong there", show(more)));
-    }
-    for name in here.intersection(&there) {
-        if told.len() >= TOLD {
-            break;
-        }
-        let below = format!("{path}/{}", show(name));
-        one(&below, name, wanted, found, contents, told)?;
-    }
-    told.truncate(TOLD);
-    Ok(())
-}
-
-fn one(
-    path: &str,
-    name: &[u8],
-    wanted: &OwnedFd,
-    found: &OwnedFd,
-    contents: bool,
-    told: &mut Vec<String>,
-) -> io::Result<()> {
-    let stat = |parent: &OwnedFd| rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
-    let (a, b) = (stat(wanted)?, stat(found)?);
-    if !same_stat(path, &a, &b, told) {
-        return Ok(());
-    }
-    let open = |parent: &OwnedFd, flags: OFlags| -> io::Result<OwnedFd> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
-    };
-    match FileType::from_raw_mode(a.st_mode) {
-        FileType::Directory => {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-            directory(path, &open(wanted, flags)?, &open(found, flags)?, contents, told)
-        }
-        FileType::Symlink => {
-            let target = |parent: &OwnedFd| rustix::fs::readlinkat(parent, name, Vec::new());
-            if target(wanted)? != target(found)? {
-                told.push(format!("`{path}` links elsewhere"));
-            }
-            Ok(())
-        }
-        FileType::RegularFile => {
-            let (a, b) = (open(wanted, OFlags::RDONLY)?, open(found, OFlags::RDONLY)?);
-            same_attributes(path, &a, &b, told)?;
-            if contents && !same_content(a, b)? {
-                told.push(format!("`{path}` has another content"));
-            }
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
 /// What can be told without opening. `false` if it makes no sense to look further.
-fn same_stat(path: &str, a: &Stat, b: &Stat, told: &mut Vec<String>) -> bool {
+fn same_stat(path: &str, a: &Stat, b: &Stat, timed: bool, told: &mut Vec<String>) -> bool {
     let kind = |s: &Stat| FileType::from_raw_mode(s.st_mode);
     if kind(a) != kind(b) {
         told.push(format!("`{path}` is a {:?} instead of a {:?}", kind(b), kind(a)));
@@ -123,7 +135,7 @@ fn same_stat(path: &str, a: &Stat, b: &Stat, told: &mut Vec<String>) -> bool {
     };
     check("mode", a.st_mode == b.st_mode);
     check("owner", (a.st_uid, a.st_gid) == (b.st_uid, b.st_gid));
-    check("time", (a.st_mtime, a.st_mtime_nsec) == (b.st_mtime, b.st_mtime_nsec));
+    check("time", !timed || (a.st_mtime, a.st_mtime_nsec) == (b.st_mtime, b.st_mtime_nsec));
     check("device number", a.st_rdev == b.st_rdev);
     if kind(a) == FileType::RegularFile {
         check("size", a.st_size == b.st_size);

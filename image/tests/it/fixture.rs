@@ -143,6 +143,61 @@ pub fn two_layers() -> Content {
     image_of(&[(gzip(&lower), lower), (zstd(&upper), upper)])
 }
 
+/// An artifact with these files; its configuration is the empty one, which no registry needs to have.
+pub fn artifact_of(files: &[(&str, &[u8])]) -> Content {
+    let mut content = Content::default();
+    let mut layers = Vec::new();
+    for (title, bytes) in files {
+        let digest = Digest::of(bytes).to_string();
+        layers.push(json!({
+            "mediaType": "application/octet-stream", "digest": digest, "size": bytes.len(),
+            "annotations": { "org.opencontainers.image.title": title },
+        }));
+        content.layers.push(digest.clone());
+        content.blobs.insert(digest, bytes.to_vec());
+    }
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "application/vnd.example.model",
+        "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::of(b"{}"), "size": 2 },
+        "layers": layers,
+    });
+    content.manifest = content.add_manifest(OCI_MANIFEST, serde_json::to_vec(&manifest).expect("plain data"));
+    content
+}
+
+/// An image whose layers have most of what a layer can have.
+pub fn motley() -> Content {
+    let big: [(&str, &[u8]); 3] =
+        [("GNU.sparse.map", b"4096,3,20000,2"), ("GNU.sparse.size", b"30000"), ("GNU.sparse.name", b"holes")];
+    let lower = tar_of(&[
+        dir("./", 0o755),
+        dir("etc/", 0o750),
+        Item { owner: (1000, 70000), mode: 0o4755, ..file("etc/a", "one") },
+        file("etc/empty", ""),
+        symlink("lib", "usr/lib"),
+        dir("usr/lib/", 0o755),
+        file("lib/through", "a link"),
+        hard_link("etc/hard", "etc/a"),
+        Item { pax: &big, ..file("x", "abcde") },
+        Item { pax: &[("SCHILY.xattr.user.a", b"b"), ("mtime", b"12.5")], ..file("attributed", "x") },
+        Item { kind: tar::EntryType::Char, ..file("null", "") },
+        Item { kind: tar::EntryType::Fifo, ..file("pipe", "") },
+        dir("tmp/", 0o1777),
+    ]);
+    let upper = tar_of(&[
+        file("etc/.wh.a", ""),
+        dir("usr/", 0o700),
+        file("usr/.wh..wh..opq", ""),
+        file("tmp/implied", "y"),
+        file("gone", ""),
+    ]);
+    // The same name twice: what came first is not in the tree.
+    let twice =
+        tar_of(&[file("twice", "first"), file("twice", "second"), dir("d", 0o755), file("d", "file")]);
+    let served = (gzip(&upper), upper);
+    image_of(&[(gzip(&lower), lower), served, (zstd(&twice), twice)])
+}
+
 /// Bytes that do not compress.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -174,7 +229,10 @@ impl Place {
     }
 
     pub fn open_with(&self, limits: Limits) -> Store {
-        let options = Options { limits, ..Options::default() };
+        self.open_as(Options { limits, ..Options::default() })
+    }
+
+    pub fn open_as(&self, options: Options) -> Store {
         let config = RegistryConfig {
             hosts: Some(self.dir.path().join("certs.d")),
             timeout: std::time::Duration::from_secs(5),

@@ -19,6 +19,10 @@ pub struct Behaviour {
     pub cuts: HashMap<String, Vec<usize>>,
     /// Blob digest to content that is sent instead.
     pub forged: HashMap<String, Vec<u8>>,
+    /// Blob digest to how many bytes are sent before nothing more comes, on an open connection.
+    pub hangs: HashMap<String, usize>,
+    /// Blob digest to what its requests have to pass first.
+    pub gates: HashMap<String, Arc<tokio::sync::Semaphore>>,
     pub ignore_ranges: bool,
     /// Blobs are elsewhere: the start of a URL.
     pub redirect: Option<String>,
@@ -104,6 +108,21 @@ impl Server {
         Server { behaviour, address, task }
     }
 
+    /// Serves another image, too, under another tag.
+    pub fn add(&self, tag: &str, content: Content) {
+        let mut behaviour = self.behaviour.lock();
+        behaviour.tags.insert(tag.to_owned(), content.manifest.clone());
+        behaviour.content.blobs.extend(content.blobs);
+        behaviour.content.manifests.extend(content.manifests);
+    }
+
+    /// The blobs that were asked for, in this order.
+    pub fn blobs_asked(&self) -> Vec<String> {
+        let log = self.log();
+        let blobs = log.iter().filter_map(|r| Some(r.path.split_once("/blobs/")?.1.to_owned()));
+        blobs.collect()
+    }
+
     pub fn reference(&self, rest: &str) -> image::Reference {
         format!("{}/{rest}", self.address).parse().expect("a reference")
     }
@@ -122,12 +141,14 @@ struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// Bytes of the body after which the connection breaks.
+    /// Bytes of the body after which the connection breaks...
     cut: Option<usize>,
+    /// ...or stays open without anything more.
+    hang: bool,
 }
 
 fn plain(status: u16, body: &str) -> Answer {
-    Answer { status, headers: Vec::new(), body: body.as_bytes().to_vec(), cut: None }
+    Answer { status, headers: Vec::new(), body: body.as_bytes().to_vec(), cut: None, hang: false }
 }
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
@@ -164,11 +185,16 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         range: headers.get("range").cloned(),
         body: String::from_utf8_lossy(&data[end + 4..]).into_owned(),
     };
-    let answer = {
+    let gate = {
         let mut behaviour = shared.lock();
         behaviour.log.push(request.clone());
-        answer(&mut behaviour, &request, &host)
+        let digest = request.path.rsplit('/').next().unwrap_or_default();
+        behaviour.gates.get(digest).cloned()
     };
+    if let Some(gate) = gate {
+        gate.acquire().await.expect("never closed").forget();
+    }
+    let answer = answer(&mut shared.lock(), &request, &host);
     let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", answer.status);
     for (key, value) in &answer.headers {
         head.push_str(&format!("{key}: {value}\r\n"));
@@ -177,6 +203,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream.write_all(head.as_bytes()).await?;
     if request.method != "HEAD" {
         stream.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len())]).await?;
+    }
+    if answer.hang {
+        stream.flush().await?;
+        // Until the other side gives up.
+        return stream.read_u8().await.map(|_| ());
     }
     stream.shutdown().await
 }
@@ -225,6 +256,7 @@ fn answer(behaviour: &mut Behaviour, request: &Request, host: &str) -> Answer {
                 ],
                 body: bytes.clone(),
                 cut: None,
+                hang: false,
             },
         };
     }
@@ -250,6 +282,9 @@ fn answer(behaviour: &mut Behaviour, request: &Request, host: &str) -> Answer {
         answer.headers.push(("content-range".into(), range));
     }
     answer.body = blob[start..].to_vec();
+    if let Some(bytes) = behaviour.hangs.get(digest) {
+        (answer.cut, answer.hang) = (Some((*bytes).min(answer.body.len())), true);
+    }
     if let Some(cuts) = behaviour.cuts.get_mut(digest)
         && !cuts.is_empty()
     {
