@@ -20,7 +20,7 @@ use runtime::{ContainerId, ContainerSpec, SandboxId};
 use tonic::Status;
 
 use crate::error::invalid;
-use crate::sandbox_spec::{check_lsm, check_userns, resources};
+use crate::sandbox_spec::{check_lsm, ids, resources, user_namespace};
 
 /// What a container is made from.
 pub struct Parts<'a> {
@@ -211,9 +211,7 @@ fn one_mount(mount: &CriMount, images: &mut impl Iterator<Item = Vec<PathBuf>>) 
     if target.is_empty() {
         return Err(invalid("a mount has no container_path"));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(invalid(format!("the mount at {target} wants mapped ids, which are not supported yet")));
-    }
+    let ids = ids(&mount.uid_mappings, &mount.gid_mappings, &format!("the mount at {target}"))?;
     let source = match &mount.image {
         Some(_) if !mount.host_path.is_empty() => {
             return Err(invalid(format!("the mount at {target} names both a host path and an image")));
@@ -250,6 +248,8 @@ fn one_mount(mount: &CriMount, images: &mut impl Iterator<Item = Vec<PathBuf>>) 
         noexec: false,
         nosuid: false,
         nodev: false,
+        // An image's layers have the pod's ids anyway.
+        ids: ids.filter(|_| mount.image.is_none()),
     };
     for option in &mount.mount_options {
         match option.as_str() {
@@ -343,7 +343,9 @@ fn namespaces(
 ) -> Result<Namespaces, Status> {
     let pod = crate::sandbox_spec::options(sandbox);
     let options = options.cloned().unwrap_or_else(|| pod.clone());
-    check_userns(&options)?;
+    if user_namespace(&options)? != user_namespace(&pod)? {
+        return Err(invalid("the container's user namespace is not that of its sandbox"));
+    }
     let shared = |mode: i32| if mode == Mode::Node as i32 { NamespaceMode::Node } else { NamespaceMode::Pod };
     Ok(Namespaces {
         net: shared(pod.network),

@@ -39,7 +39,8 @@ impl Inner {
             let capabilities = serde_json::to_string(self.runtime.capabilities()).unwrap_or_default();
             info.insert("capabilities".to_owned(), capabilities);
         }
-        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let user_namespaces = self.runtime.capabilities().user_namespaces.is_none();
+        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
         let handler = |name: &&str| RuntimeHandler { name: (*name).to_owned(), features: Some(features) };
         Ok(StatusResponse {
             status: Some(RuntimeStatus {

@@ -5,10 +5,10 @@
 use std::net::IpAddr;
 
 use cri_api::v1::{
-    LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode as Mode, NamespaceOption,
+    IdMapping, LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode as Mode, NamespaceOption,
     PodSandboxConfig, PortMapping, Protocol, SeLinuxOption, SecurityProfile, security_profile::ProfileType,
 };
-use runtime::spec::{NamespaceMode, Namespaces};
+use runtime::spec::{IdRange, NamespaceMode, Namespaces, UserNamespace};
 use runtime::{Resources, SandboxId, SandboxSpec};
 use tonic::Status;
 
@@ -39,6 +39,7 @@ pub fn sandbox_spec(
     check_lsm(context.selinux_options.as_ref(), context.apparmor.as_ref())?;
     let mut spec = SandboxSpec::new(id);
     spec.namespaces = namespaces(context.namespace_options.as_ref())?;
+    spec.user_namespace = context.namespace_options.as_ref().map_or(Ok(None), user_namespace)?;
     if !config.hostname.is_empty() {
         check_hostname(&config.hostname)?;
         spec.hostname = config.hostname.clone();
@@ -77,7 +78,6 @@ pub fn context(config: &PodSandboxConfig) -> Option<&LinuxSandboxSecurityContext
 
 fn namespaces(options: Option<&NamespaceOption>) -> Result<Namespaces, Status> {
     let options = options.cloned().unwrap_or_default();
-    check_userns(&options)?;
     let shared = |mode: i32, what: &str| match Mode::try_from(mode) {
         Ok(Mode::Pod) => Ok(NamespaceMode::Pod),
         Ok(Mode::Node) => Ok(NamespaceMode::Node),
@@ -99,14 +99,28 @@ fn namespaces(options: Option<&NamespaceOption>) -> Result<Namespaces, Status> {
     })
 }
 
-/// Refuses user namespaces.
-pub fn check_userns(options: &NamespaceOption) -> Result<(), Status> {
-    match &options.userns_options {
-        Some(userns) if userns.mode != Mode::Node as i32 => Err(invalid(
-            "user namespaces are not supported by this runtime yet: set hostUsers to true, or leave it out",
-        )),
-        _ => Ok(()),
+/// The ids of a pod that has users of its own.
+pub fn user_namespace(options: &NamespaceOption) -> Result<Option<UserNamespace>, Status> {
+    let Some(userns) = &options.userns_options else { return Ok(None) };
+    match Mode::try_from(userns.mode) {
+        Ok(Mode::Node) => Ok(None),
+        Ok(Mode::Pod) => ids(&userns.uids, &userns.gids, "the user namespace")?
+            .map(Some)
+            .ok_or_else(|| invalid("the user namespace has no ids: one mapping for users and one for groups are wanted")),
+        _ => Err(invalid("the user namespace can be that of the POD or of the NODE")),
     }
+}
+
+/// One range of users and one of groups, both from 0 on; nothing when none is given.
+pub fn ids(users: &[IdMapping], groups: &[IdMapping], what: &str) -> Result<Option<UserNamespace>, Status> {
+    let range = |list: &[IdMapping], kind: &str| match list {
+        [one] if one.container_id == 0 => Ok(IdRange { host: one.host_id, length: one.length }),
+        _ => Err(invalid(format!("{what} needs exactly one mapping of {kind} ids, from container id 0 on"))),
+    };
+    if users.is_empty() && groups.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(UserNamespace { users: range(users, "user")?, groups: range(groups, "group")? }))
 }
 
 /// Refuses profiles of security modules that nothing here would apply.
@@ -251,10 +265,29 @@ mod tests {
         bad(config(Default::default()), "kata", "kata");
         bad(config(modes(Mode::Container, Mode::Pod, Mode::Pod)), "", "network");
         bad(PodSandboxConfig { hostname: "a b".into(), ..config(Default::default()) }, "", "a b");
-        let mut userns = modes(Mode::Pod, Mode::Pod, Mode::Pod);
-        userns.namespace_options.as_mut().expect("set").userns_options =
-            Some(UserNamespace { mode: Mode::Pod as i32, ..Default::default() });
-        bad(config(userns), "", "hostUsers");
+        let userns = modes(Mode::Pod, Mode::Pod, Mode::Pod);
+        let with = |mode: Mode, uids: &[(u32, u32)]| {
+            let mut context = userns.clone();
+            let all = |list: &[(u32, u32)]| {
+                list.iter()
+                    .map(|(container_id, host_id)| IdMapping { container_id: *container_id, host_id: *host_id, length: 65_536 })
+                    .collect()
+            };
+            context.namespace_options.as_mut().expect("set").userns_options = Some(UserNamespace {
+                mode: mode as i32,
+                uids: all(uids),
+                gids: all(&[(0, 65_536)]),
+            });
+            config(context)
+        };
+        bad(with(Mode::Pod, &[]), "", "exactly one mapping of user ids");
+        bad(with(Mode::Pod, &[(0, 65_536), (65_536, 131_072)]), "", "exactly one mapping");
+        bad(with(Mode::Pod, &[(1, 65_536)]), "", "container id 0");
+        bad(with(Mode::Container, &[(0, 65_536)]), "", "POD or of the NODE");
+        bad(with(Mode::Target, &[(0, 65_536)]), "", "POD or of the NODE");
+        assert_eq!(translate(&with(Mode::Node, &[(0, 65_536)]), "").expect("good").user_namespace, None);
+        let ids = translate(&with(Mode::Pod, &[(0, 131_072)]), "").expect("good").user_namespace.expect("ids");
+        assert_eq!((ids.users.host, ids.groups.host, ids.users.length), (131_072, 65_536, 65_536));
         let label = SeLinuxOption { level: "s0".into(), ..Default::default() };
         bad(
             config(LinuxSandboxSecurityContext { selinux_options: Some(label), ..Default::default() }),

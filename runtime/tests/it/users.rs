@@ -73,7 +73,7 @@ async fn execs_streams_and_terminals_live_in_the_namespace() {
     spec.tty = true;
     let id = node.run(spec).await;
     node.ended(&id).await;
-    assert_eq!(node.output("c-2").replace('\r', ""), "/dev/console\n0\n");
+    assert_eq!(node.output("c-2").replace('\r', ""), "/dev/pts/0\n0\n");
     node.close().await;
 }
 
