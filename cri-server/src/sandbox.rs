@@ -134,6 +134,13 @@ impl Inner {
         if !host_network(&meta.config) {
             std::fs::write(directory.join("hostname"), files::hostname(hostname))?;
         }
+        // The translation was checked when the sandbox was made.
+        if let Ok(Some(ids)) = sandbox_spec::user_namespace(&sandbox_spec::options(&meta.config)) {
+            for file in std::fs::read_dir(&directory)? {
+                let owner = (Some(ids.users.host), Some(ids.groups.host));
+                std::os::unix::fs::lchown(file?.path(), owner.0, owner.1)?;
+            }
+        }
         Ok(())
     }
 

@@ -104,9 +104,9 @@ pub fn user_namespace(options: &NamespaceOption) -> Result<Option<UserNamespace>
     let Some(userns) = &options.userns_options else { return Ok(None) };
     match Mode::try_from(userns.mode) {
         Ok(Mode::Node) => Ok(None),
-        Ok(Mode::Pod) => ids(&userns.uids, &userns.gids, "the user namespace")?
-            .map(Some)
-            .ok_or_else(|| invalid("the user namespace has no ids: one mapping for users and one for groups are wanted")),
+        Ok(Mode::Pod) => ids(&userns.uids, &userns.gids, "the user namespace")?.map(Some).ok_or_else(|| {
+            invalid("the user namespace has no ids: one mapping for users and one for groups are wanted")
+        }),
         _ => Err(invalid("the user namespace can be that of the POD or of the NODE")),
     }
 }
@@ -270,14 +270,15 @@ mod tests {
             let mut context = userns.clone();
             let all = |list: &[(u32, u32)]| {
                 list.iter()
-                    .map(|(container_id, host_id)| IdMapping { container_id: *container_id, host_id: *host_id, length: 65_536 })
+                    .map(|(container_id, host_id)| IdMapping {
+                        container_id: *container_id,
+                        host_id: *host_id,
+                        length: 65_536,
+                    })
                     .collect()
             };
-            context.namespace_options.as_mut().expect("set").userns_options = Some(UserNamespace {
-                mode: mode as i32,
-                uids: all(uids),
-                gids: all(&[(0, 65_536)]),
-            });
+            context.namespace_options.as_mut().expect("set").userns_options =
+                Some(UserNamespace { mode: mode as i32, uids: all(uids), gids: all(&[(0, 65_536)]) });
             config(context)
         };
         bad(with(Mode::Pod, &[]), "", "exactly one mapping of user ids");
@@ -286,7 +287,8 @@ mod tests {
         bad(with(Mode::Container, &[(0, 65_536)]), "", "POD or of the NODE");
         bad(with(Mode::Target, &[(0, 65_536)]), "", "POD or of the NODE");
         assert_eq!(translate(&with(Mode::Node, &[(0, 65_536)]), "").expect("good").user_namespace, None);
-        let ids = translate(&with(Mode::Pod, &[(0, 131_072)]), "").expect("good").user_namespace.expect("ids");
+        let ids =
+            translate(&with(Mode::Pod, &[(0, 131_072)]), "").expect("good").user_namespace.expect("ids");
         assert_eq!((ids.users.host, ids.groups.host, ids.users.length), (131_072, 65_536, 65_536));
         let label = SeLinuxOption { level: "s0".into(), ..Default::default() };
         bad(

@@ -43,16 +43,21 @@ pub fn check(spec: &SandboxSpec) -> Result<(), RuntimeError> {
             return refuse(format!("a pod needs {FEWEST} of them"));
         }
         if range.host == 0 {
-            return refuse("0 is the node's root, so there would be no protection: use a higher range".into());
+            return refuse(
+                "0 is the node's root, so there would be no protection: use a higher range".into(),
+            );
         }
         if range.host.checked_add(range.length).is_none_or(|end| end == u32::MAX) {
             return refuse("they go beyond the largest id".into());
         }
     }
     let namespaces = &spec.namespaces;
-    for (name, mode) in
-        [("network", &namespaces.net), ("ipc", &namespaces.ipc), ("uts", &namespaces.uts), ("pid", &namespaces.pid)]
-    {
+    for (name, mode) in [
+        ("network", &namespaces.net),
+        ("ipc", &namespaces.ipc),
+        ("uts", &namespaces.uts),
+        ("pid", &namespaces.pid),
+    ] {
         if *mode == NamespaceMode::Node {
             return Err(RuntimeError::invalid(format!(
                 "sandbox {} has users of its own and the node's {name} namespace: a pod without hostUsers can use no \
@@ -66,23 +71,31 @@ pub fn check(spec: &SandboxSpec) -> Result<(), RuntimeError> {
 
 /// A user namespace for these ids, for mounts that are mapped otherwise than their pod.
 pub fn make(ids: UserNamespace) -> Result<OwnedFd, RuntimeError> {
-    sys::namespace::create_user(ids.users.into(), ids.groups.into(), &[])
-        .map(|(user, _)| user)
-        .map_err(|error| RuntimeError::io("make a user namespace for a mapped mount")(std::io::Error::other(error)))
+    sys::namespace::create_user(ids.users.into(), ids.groups.into(), &[]).map(|(user, _)| user).map_err(
+        |error| RuntimeError::io("make a user namespace for a mapped mount")(std::io::Error::other(error)),
+    )
 }
 
 /// Whether pods with users of their own can be made: tries, with an overlay of mapped layers beneath `data`. The
 /// error says what is missing.
 pub fn probe(data: &Path, scratch: &Path) -> Result<(), String> {
     let range = sys::namespace::IdRange { host: 65_536, length: FEWEST };
-    let (user, _) = sys::namespace::create_user(range, range, &[Kind::Net, Kind::Ipc, Kind::Uts])
-        .map_err(|error| format!("user namespaces cannot be made ({}): see user.max_user_namespaces", crate::core::chain(&error)))?;
+    let (user, _) =
+        sys::namespace::create_user(range, range, &[Kind::Net, Kind::Ipc, Kind::Uts]).map_err(|error| {
+            format!(
+                "user namespaces cannot be made ({}): see user.max_user_namespaces",
+                crate::core::chain(&error)
+            )
+        })?;
     let place = data.join(format!(".probe-{}", uuid::Uuid::new_v4()));
     let tried = try_overlay(&place, &user, scratch);
     // Empty directories in a place of our own; a later start would clean up nothing worse.
     let _ = std::fs::remove_dir_all(&place);
     tried.map_err(|error| {
-        format!("layers cannot be mapped ({}): Linux 5.19 and a file system such as ext4 or xfs are needed", crate::core::chain(&error))
+        format!(
+            "layers cannot be mapped ({}): Linux 5.19 and a file system such as ext4 or xfs are needed",
+            crate::core::chain(&error)
+        )
     })
 }
 
@@ -103,13 +116,18 @@ fn try_overlay(place: &Path, user: &OwnedFd, scratch: &Path) -> Result<(), Runti
 /// nodes. Gives the detached mount and its place among the actions that are left, if the container has a `/dev` of
 /// its own. Default devices belong to the pod's
 /// root; devices of the node keep their owner, so that only their mode opens them.
-pub fn devices(actions: &mut Vec<Action>, ids: UserNamespace) -> Result<Option<(usize, OwnedFd)>, RuntimeError> {
+pub fn devices(
+    actions: &mut Vec<Action>,
+    ids: UserNamespace,
+) -> Result<Option<(usize, OwnedFd)>, RuntimeError> {
     let dev = actions.iter().position(|action| {
         matches!(action, Action::Step(Step::Filesystem { fstype, target, .. })
             if fstype.as_c_str() == c"tmpfs" && target.as_c_str() == c"/dev")
     });
     let Some(at) = dev else { return Ok(None) };
-    let Action::Step(Step::Filesystem { options, attributes, .. }) = actions.remove(at) else { return Ok(None) };
+    let Action::Step(Step::Filesystem { options, attributes, .. }) = actions.remove(at) else {
+        return Ok(None);
+    };
     let step = |what: String| move |errno: sys::Errno| RuntimeError::io(what)(errno.into());
     let owner = |id: u32| CString::new(id.to_string()).expect("a number has no NUL byte");
     let (uid, gid) = (owner(ids.users.host), owner(ids.groups.host));
@@ -165,9 +183,15 @@ fn node(dev: &OwnedFd, device: &Step, ids: UserNamespace) -> Result<(), RuntimeE
         DeviceKind::Fifo => FileType::Fifo,
     };
     let owner = if crate::oci::is_default_device(full) { root } else { (*uid, *gid) };
-    rustix::fs::mknodat(dev, below, file_type, Mode::from_raw_mode(*mode), rustix::fs::makedev(*major, *minor))
-        .and_then(|()| own(dev, below, *mode, owner))
-        .map_err(step)
+    rustix::fs::mknodat(
+        dev,
+        below,
+        file_type,
+        Mode::from_raw_mode(*mode),
+        rustix::fs::makedev(*major, *minor),
+    )
+    .and_then(|()| own(dev, below, *mode, owner))
+    .map_err(step)
 }
 
 /// Owner and permissions, whatever this process' umask is.
@@ -178,12 +202,7 @@ fn own(dir: &OwnedFd, path: &Path, mode: u32, (uid, gid): (u32, u32)) -> sys::Re
 }
 
 /// Lets a detached mount show its files with other ids.
-pub fn map(
-    mount: &OwnedFd,
-    recursive: bool,
-    user: impl AsFd,
-    what: &str,
-) -> Result<(), RuntimeError> {
+pub fn map(mount: &OwnedFd, recursive: bool, user: impl AsFd, what: &str) -> Result<(), RuntimeError> {
     match sys::mount::map_ids(mount, recursive, user) {
         Ok(()) => Ok(()),
         Err(sys::Errno::INVAL) => Err(RuntimeError::invalid(format!(

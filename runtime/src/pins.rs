@@ -90,7 +90,9 @@ impl Pins {
             for (path, value) in sysctls {
                 let file = format!("sys/{path}");
                 let mut written = procfs.write(file.as_str(), value.as_bytes());
-                if let (Err(sys::Errno::ACCESS | sys::Errno::PERM), Some(ids)) = (written, &spec.user_namespace) {
+                if let (Err(sys::Errno::ACCESS | sys::Errno::PERM), Some(ids)) =
+                    (written, &spec.user_namespace)
+                {
                     // Some belong to the root of the user namespace alone. This thread ends with the work.
                     written = sys::process::become_keeping_rights(ids.users.host, ids.groups.host)
                         .and_then(|()| procfs.write(file.as_str(), value.as_bytes()));
@@ -129,7 +131,10 @@ impl Pins {
         let path = dir.join("shm");
         let step = || format!("mount {}", path.display());
         let size = crate::plan::text(size.to_string().as_bytes())?;
-        let (uid, gid) = (crate::plan::text(owner.0.to_string().as_bytes())?, crate::plan::text(owner.1.to_string().as_bytes())?);
+        let (uid, gid) = (
+            crate::plan::text(owner.0.to_string().as_bytes())?,
+            crate::plan::text(owner.1.to_string().as_bytes())?,
+        );
         let options = [
             FsOption::Value(c"mode", c"1777"),
             FsOption::Value(c"size", &size),

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use keeper::plan::{Capabilities, DeviceKind, FsOption, ProcessPlan, Propagation, Rlimit, Step, User};
 use oci_spec::runtime::{
-    Capability, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
+    Capability, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, PosixRlimitType,
+    Process, Spec,
 };
 use sys::mount::attr;
 

@@ -134,7 +134,9 @@ struct Users {
 }
 
 impl Users {
-    fn open(named: Option<(std::path::PathBuf, crate::spec::UserNamespace)>) -> Result<Option<Users>, RuntimeError> {
+    fn open(
+        named: Option<(std::path::PathBuf, crate::spec::UserNamespace)>,
+    ) -> Result<Option<Users>, RuntimeError> {
         named.map(|(path, ids)| Ok(Users { fd: idmap::open(&path)?, ids })).transpose()
     }
 }

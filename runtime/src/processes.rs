@@ -86,7 +86,9 @@ impl Inner {
         record: &ContainerRecord,
         user: &keeper::plan::User,
     ) -> Result<Option<u32>, RuntimeError> {
-        let Some(ids) = self.sandbox_record(&record.spec.sandbox)?.spec.user_namespace else { return Ok(None) };
+        let Some(ids) = self.sandbox_record(&record.spec.sandbox)?.spec.user_namespace else {
+            return Ok(None);
+        };
         plan::check_ids(user, &ids)?;
         Ok(ids.users.to_host(user.uid))
     }
@@ -108,8 +110,9 @@ impl Inner {
         let process = oci::process(&record.spec, &record.user, &sandbox.spec.hostname, available)?;
         let mut process = plan::process_plan(&process)?;
         self.limit(&mut process);
-        process.seccomp =
-            self.filter(&record.spec, &sandbox)?.map(|filter| Seccomp { program: prepare::bytes(&filter), flags: 0 });
+        process.seccomp = self
+            .filter(&record.spec, &sandbox)?
+            .map(|filter| Seccomp { program: prepare::bytes(&filter), flags: 0 });
         let process = Arc::new(process);
         if let Some(entry) = self.objects.lock().containers.get_mut(&record.spec.id) {
             entry.process = Some(process.clone());

@@ -9,12 +9,12 @@ use keeper::plan::{Fds, InitPlan, Namespaces as KeeperNamespaces};
 
 use crate::core::{Held, Inner, SandboxEntry, blocking, chain, init_id, keeper_error};
 use crate::error::RuntimeError;
-use crate::{idmap, pins};
 use crate::id::{ContainerId, SandboxId};
 use crate::record::{self, SandboxRecord};
 use crate::spec::{NamespaceMode, Resources, SandboxSpec};
 use crate::state::{Event, Sandbox, SandboxState};
 use crate::sysctl;
+use crate::{idmap, pins};
 
 impl Inner {
     /// Makes a sandbox.

@@ -152,7 +152,8 @@ pub fn create_user(
     let made = map_and_open(pid, users, groups, kinds);
     drop(hold);
     // Its end is certain: nobody else holds the pipe for long.
-    let ended = crate::process::pidfd_signal(&pidfd, libc::SIGKILL).and_then(|()| crate::process::wait(&pidfd));
+    let ended =
+        crate::process::pidfd_signal(&pidfd, libc::SIGKILL).and_then(|()| crate::process::wait(&pidfd));
     ended.map_err(failed)?;
     made
 }
@@ -381,7 +382,9 @@ mod tests {
         std::fs::write(dir.path().join("file"), "").unwrap();
         let mount = crate::mount::clone_tree(rustix::fs::CWD, dir.path(), false).unwrap();
         match crate::mount::map_ids(&mount, false, &user) {
-            Err(Errno::INVAL) => println!("skipped: the temporary directory's filesystem has no mapped mounts"),
+            Err(Errno::INVAL) => {
+                println!("skipped: the temporary directory's filesystem has no mapped mounts")
+            }
             mapped => {
                 mapped.unwrap();
                 let file = rustix::fs::openat(&mount, c"file", OFlags::PATH, Mode::empty()).unwrap();

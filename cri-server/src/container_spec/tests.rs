@@ -140,7 +140,7 @@ fn mounts_keep_what_they_ask_for() {
     refused(one(CriMount { host_path: "h".into(), ..mount.clone() }), "not absolute");
     refused(one(CriMount { recursive_read_only: true, ..mount.clone() }), "recursively");
     refused(one(CriMount { mount_options: words(&["suid"]), ..mount.clone() }), "suid");
-    refused(one(CriMount { uid_mappings: vec![Default::default()], ..mount }), "mapped ids");
+    refused(one(CriMount { uid_mappings: vec![Default::default()], ..mount }), "one mapping of group ids");
 }
 
 #[test]

@@ -59,7 +59,12 @@ async fn execs_streams_and_terminals_live_in_the_namespace() {
         .exec_sync(&id, ["/bin/sh", "-c", "id -u; cut -c1-40 /proc/self/uid_map | tr -s ' '; (readlink /proc/self/ns/user; readlink /proc/1/ns/user) | sort -u | wc -l; echo again > /dev/stdout"].map(str::to_owned).to_vec(), None)
         .await
         .expect("exec");
-    assert_eq!(String::from_utf8_lossy(&done.stdout), "101\n 0 131072 65536\n1\nagain\n", "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(
+        String::from_utf8_lossy(&done.stdout),
+        "101\n 0 131072 65536\n1\nagain\n",
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
     let exec = ExecSpec {
         args: ["/bin/sh", "-c", "tty; id -u; stat -c %u $(tty)"].map(str::to_owned).to_vec(),
         tty: true,
@@ -79,7 +84,10 @@ async fn execs_streams_and_terminals_live_in_the_namespace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_of_a_pod_share_its_namespaces() {
-    let Some((node, sandbox)) = open("users-shared", |spec| spec.namespaces.pid = NamespaceMode::Pod).await else { return };
+    let Some((node, sandbox)) = open("users-shared", |spec| spec.namespaces.pid = NamespaceMode::Pod).await
+    else {
+        return;
+    };
     let mut first = node.spec(&sandbox, "c-1", "exec sleep 1000");
     first.namespaces.pid = NamespaceMode::Pod;
     node.run(first).await;
@@ -93,7 +101,9 @@ async fn containers_of_a_pod_share_its_namespaces() {
     node.ended(&id).await;
     let output = node.output("c-2");
     assert!(output.starts_with("1\n"), "{output}");
-    let own = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).expect("a link").to_string_lossy().into_owned();
+    let own = |name: &str| {
+        std::fs::read_link(format!("/proc/self/ns/{name}")).expect("a link").to_string_lossy().into_owned()
+    };
     for name in ["user", "net", "ipc", "uts"] {
         assert!(output.contains(&format!("{name}:[")) && !output.contains(&own(name)), "{name}: {output}");
     }
@@ -134,7 +144,8 @@ async fn volumes_are_shown_with_the_pods_ids() {
         node.output("c-1"),
         "0 /mapped/of-root\n65534 /plain/of-root\n0 /image/bin\ntouch: /plain/made: Permission denied\n0\n0\n4096\n"
     );
-    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(volume.join("made")).expect("the file"));
+    let owner =
+        std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(volume.join("made")).expect("the file"));
     assert_eq!(owner, 0, "what the pod's root makes in a mapped volume belongs to root on the disk");
     // A user that the pod has no id for.
     let mut spec = node.spec(&sandbox, "c-2", "true");
@@ -173,10 +184,14 @@ async fn ranges_that_protect_nobody_are_refused() {
 async fn a_restarted_daemon_goes_on_in_the_namespace() {
     let Some((mut node, sandbox)) = open("users-restart", |_| {}).await else { return };
     let first = node.run(node.spec(&sandbox, "c-1", "exec sleep 1000")).await;
-    node.runtime().create_container(node.spec(&sandbox, "c-2", "cut -c1-40 /proc/self/uid_map | tr -s ' '")).await.expect("create");
+    node.runtime()
+        .create_container(node.spec(&sandbox, "c-2", "cut -c1-40 /proc/self/uid_map | tr -s ' '"))
+        .await
+        .expect("create");
     node.crash();
     node.reopen().await;
-    let done = node.runtime().exec_sync(&first, vec!["/bin/id".into(), "-u".into()], None).await.expect("exec");
+    let done =
+        node.runtime().exec_sync(&first, vec!["/bin/id".into(), "-u".into()], None).await.expect("exec");
     assert_eq!(String::from_utf8_lossy(&done.stdout), "0\n");
     let second = ContainerId::new("c-2").expect("an id");
     node.runtime().start_container(&second).await.expect("start");

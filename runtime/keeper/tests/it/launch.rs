@@ -253,7 +253,8 @@ keeper_test!(null_must_be_the_null_device, f, {
 keeper_test!(a_shared_pid_namespace_has_an_init, f, {
     let mut fds = Fds::default();
     let cgroup = Some(fds.add(rustix::io::dup(f.group("init").fd()).unwrap()));
-    let init = InitPlan { id: "init".to_owned(), cgroup, namespaces: Namespaces::default(), user_namespace: None };
+    let init =
+        InitPlan { id: "init".to_owned(), cgroup, namespaces: Namespaces::default(), user_namespace: None };
     let init = f.keeper.launch_init(init, fds).await.unwrap();
     let pid = init.launched.process.pid;
     crate::common::eventually("the init has nothing left", || {

@@ -48,10 +48,7 @@ impl Job<'_> {
 }
 
 /// Makes a sibling that returns from this function, while the caller tells of it and ends.
-pub fn be_born(
-    flags: u64,
-    tell: impl FnOnce(Trouble, std::os::fd::BorrowedFd<'_>) -> bool,
-) -> Result<()> {
+pub fn be_born(flags: u64, tell: impl FnOnce(Trouble, std::os::fd::BorrowedFd<'_>) -> bool) -> Result<()> {
     // SAFETY: this process has one thread.
     match unsafe { sys::process::clone3(flags, None, true) }.at(Stage::Users, Op::Clone)? {
         Cloned::Child => Ok(()),
