@@ -13,7 +13,7 @@ device() {
 mkdir -p /cores
 echo '/cores/core.%e.%p' > /proc/sys/kernel/core_pattern
 share=$(device share) && mount -o ro "$share" /share
-swap=$(device swap) && mkswap -q "$swap" 2>/dev/null && swapon "$swap"
+swap=$(device swap) && mkswap "$swap" > /dev/null && swapon "$swap"
 if data=$(device data); then
   blkid "$data" > /dev/null || mke2fs -q -t ext4 -L data "$data"
   mount -o noatime "$data" /data

@@ -202,6 +202,14 @@ impl Guest {
         text.parse().with_context(|| format!("{path} says {text:?}"))
     }
 
+    /// Reads a file in a directory as a number.
+    ///
+    /// # Errors
+    /// As for [`Guest::number`].
+    pub async fn number_in(&self, directory: &str, file: &str) -> anyhow::Result<u64> {
+        self.number(&format!("{directory}/{file}")).await
+    }
+
     /// Writes a file (and makes its directory).
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! An Orlop node in a guest, with a `--root` of its own, and its CRI on this side.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -12,6 +13,13 @@ use crate::ssh::Ran;
 
 /// The image that tests start containers of.
 pub const BUSYBOX: &str = "localhost/busybox:1";
+
+/// Nodes on one guest have a bridge and a range of addresses each, so that they don't meet.
+fn network_of(name: &str) -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(50);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("bridge: {name:.8}\npodCIDRs: [10.{number}.0.0/24]\n")
+}
 
 /// A node in a guest. Its daemon runs until it is ended or the guest is.
 pub struct Node {
@@ -30,7 +38,7 @@ impl Node {
     /// # Errors
     /// It does not come up; the end of its log is in the error.
     pub async fn start(guest: &Arc<Guest>, name: &str) -> anyhow::Result<Node> {
-        Node::start_as(guest, &format!("/nodes/{name}"), "cri", "").await
+        Node::start_as(guest, &format!("/nodes/{name}"), "cri", &network_of(name)).await
     }
 
     /// Starts `orlop ROLE` with another root and configuration.
@@ -156,11 +164,12 @@ impl Node {
     /// The guest does not answer.
     pub async fn left(&self) -> anyhow::Result<String> {
         let root = &self.root;
+        let name = root.rsplit('/').next().unwrap_or_default();
         let script = format!(
             "pgrep -af -- '--root {root}( |$)|{root}/run' | grep -v pgrep; \
              grep -F ' {root}/' /proc/self/mountinfo; \
-             find /sys/fs/cgroup -type d \\( -path '*orlop*' -o -path '*kubepods*' -o -path '*/k8s.io*' -o -path '/sys/fs/cgroup/vm-test*' \\); \
-             ip -br link show type veth; :"
+             find /sys/fs/cgroup -type d -path '*orlop-{name}-*'; \
+             ip -br link show master {name:.8} 2>/dev/null; :"
         );
         self.guest.ok_within(Duration::from_secs(60), &script).await
     }

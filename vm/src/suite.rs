@@ -45,13 +45,14 @@ pub struct Lab {
     share: PathBuf,
     plain: Mutex<Option<Arc<Guest>>>,
     systemd: Mutex<Option<Arc<Guest>>>,
+    node: Mutex<Option<Arc<Node>>>,
 }
 
 impl Lab {
     fn new() -> anyhow::Result<Lab> {
         let share = place::run_directory()?.join("share");
         Share::usual()?.make(&share)?;
-        Ok(Lab { share, plain: Mutex::new(None), systemd: Mutex::new(None) })
+        Ok(Lab { share, plain: Mutex::new(None), systemd: Mutex::new(None), node: Mutex::new(None) })
     }
 
     /// The guest with the plain init, shared by the tests. They run one after another.
@@ -92,11 +93,25 @@ impl Lab {
         Ok(guest)
     }
 
-    /// A node on the plain guest with a root of this name.
+    /// The node (`orlop cri`) that tests share, on the plain guest. They leave it as they found it.
     ///
     /// # Errors
     /// It does not come up.
-    pub async fn node(&self, name: &str) -> anyhow::Result<Node> {
+    pub async fn node(&self) -> anyhow::Result<Arc<Node>> {
+        let mut place = self.node.lock().await;
+        if let Some(node) = &*place {
+            return Ok(Arc::clone(node));
+        }
+        let node = Arc::new(Node::start(&self.plain().await?, "shared").await?);
+        *place = Some(Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// A node (`orlop cri`) of a test's own, on the plain guest.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn own_node(&self, name: &str) -> anyhow::Result<Node> {
         Node::start(&self.plain().await?, name).await
     }
 
@@ -121,6 +136,7 @@ impl Lab {
 
     /// The next test gets fresh guests: nobody knows what a failed one left in them.
     async fn forget_guests(&self) {
+        self.node.lock().await.take();
         self.plain.lock().await.take();
         self.systemd.lock().await.take();
     }

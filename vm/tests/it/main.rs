@@ -1,9 +1,13 @@
-//! What only a kernel of one's own shows: limits on full cgroup v2, and a machine that goes down.
+//! What only a kernel of one's own shows: limits on full cgroup v2, and machines that go down.
 
 mod limits;
+mod machines;
+mod resize;
+mod stats;
+mod survival;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vm::suite::main(&[limits::CASES])
+    vm::suite::main(&[limits::CASES, resize::CASES, stats::CASES, survival::CASES, machines::CASES])
 }
