@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use image::{Auth, Event, Image, LayerProgress, Progress, Reference, Store};
+use image::{
+    Auth, Event, Fate, Form, Image, LayerProgress, Priority, Progress, PullOptions, Reference, Store,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -28,6 +30,9 @@ pub enum Request {
     Remove { name: String },
     Prune,
     Inspect { name: String },
+    Verify { repair: bool },
+    Export { names: Vec<String>, file: PathBuf, docker: bool },
+    Pin { name: String, pinned: bool },
 }
 
 /// What is answered.
@@ -37,6 +42,8 @@ pub enum Reply {
     Say(String),
     /// How far a layer is, in bytes; `state` is a word.
     Layer { digest: String, state: String, done: u64, total: u64 },
+    /// How far a job of many steps is, and the step that begins now.
+    Step { what: String, done: u64, total: u64 },
     /// The end: what came of it.
     Done(Value),
     /// The end: why nothing came of it.
@@ -125,7 +132,13 @@ async fn act(
     match request {
         Request::Pull { reference, creds } => {
             let reference: Reference = reference.parse()?;
-            let image = store.pull(&reference, credentials(creds)?, Some(progress(replies))).await?;
+            let options = PullOptions {
+                auth: credentials(creds)?,
+                progress: Some(progress(replies)),
+                // No pod waits for it, as far as we know.
+                priority: Priority::Prefetch,
+            };
+            let image = store.pull_with(&reference, options).await?;
             Ok(json!([summary(&image)]))
         }
         Request::Import { archive } => {
@@ -142,6 +155,17 @@ async fn act(
             let removed = store.prune(true).await?;
             Ok(json!({ "untagged": removed.untagged, "bytes": removed.bytes,
                 "deleted": removed.deleted.iter().map(ToString::to_string).collect::<Vec<_>>() }))
+        }
+        Request::Verify { repair } => verify(store, repair, replies).await,
+        Request::Export { names, file, docker } => {
+            let form = if docker { Form::Docker } else { Form::Oci };
+            store.export(&names, &file, form).await?;
+            let bytes = std::fs::metadata(&file).map_or(0, |meta| meta.len());
+            Ok(json!({ "file": file, "bytes": bytes }))
+        }
+        Request::Pin { name, pinned } => {
+            store.pin(&name, pinned).await?;
+            Ok(store.get(&name).iter().map(summary).collect())
         }
         Request::Inspect { name } => {
             let image = store
@@ -160,6 +184,48 @@ async fn act(
     }
 }
 
+/// Verifies everything and, if asked to, repairs it; what is still broken then is in `broken`.
+async fn verify(
+    store: &Store,
+    repair: bool,
+    replies: &mpsc::UnboundedSender<Reply>,
+) -> anyhow::Result<Value> {
+    let report = store.verify(Some(progress(replies))).await.context("read the image store")?;
+    let name = |id: &image::Digest| {
+        let names = store.get(id.as_str()).map(|image| [image.repo_tags, image.repo_digests].concat());
+        names.and_then(|names| names.into_iter().next()).unwrap_or_else(|| id.to_string())
+    };
+    let problems: Vec<Value> = report
+        .problems
+        .iter()
+        .map(|p| {
+            let images: Vec<String> = p.images.iter().map(name).collect();
+            json!({ "what": p.what.to_string(), "images": images, "details": p.details })
+        })
+        .collect();
+    let mut all = json!({ "blobs": report.blobs, "layers": report.layers, "problems": problems,
+        "repaired": [], "broken": report.problems.len() });
+    if repair && !report.problems.is_empty() {
+        let repaired = store.repair(&report, |_| None).await?;
+        let tell = |fate: &Fate| match fate {
+            Fate::Pulled => "pulled again".to_owned(),
+            Fate::Dropped { reason } => format!("removed; pulling it again failed: {reason}"),
+            Fate::InUse { owners } => {
+                format!("left as it is: in use by {}; remove them, then repair again", owners.join(", "))
+            }
+        };
+        all["repaired"] = repaired
+            .iter()
+            .map(|r| {
+                let name = r.names.first().cloned().unwrap_or_else(|| r.id.to_string());
+                json!({ "image": name, "fate": tell(&r.fate) })
+            })
+            .collect();
+        all["broken"] = repaired.iter().filter(|r| matches!(r.fate, Fate::InUse { .. })).count().into();
+    }
+    Ok(all)
+}
+
 fn credentials(creds: Option<String>) -> anyhow::Result<Option<Auth>> {
     let Some(creds) = creds else { return Ok(None) };
     let (username, password) = creds.split_once(':').context("credentials are USER:PASSWORD")?;
@@ -168,7 +234,7 @@ fn credentials(creds: Option<String>) -> anyhow::Result<Option<Auth>> {
 
 fn summary(image: &Image) -> Value {
     json!({ "id": image.id.to_string(), "tags": image.repo_tags, "digests": image.repo_digests,
-        "size": image.size, "pinned": image.pinned, "created": image.created.map(|time| time.to_string()) })
+        "size": image.size, "pinned": image.pinned, "artifact": image.artifact, "created": image.created.map(|time| time.to_string()) })
 }
 
 /// Turns the store's events into replies.
@@ -177,7 +243,11 @@ fn progress(replies: &mpsc::UnboundedSender<Reply>) -> Progress {
     let totals: Arc<std::sync::Mutex<std::collections::HashMap<String, u64>>> = Arc::default();
     Progress::new(move |event| {
         let reply = match event {
-            Event::Queued => return,
+            Event::Queued => Reply::Say("waiting for other pulls".to_owned()),
+            Event::Verifying { digest, done, total } => {
+                let (done, total) = (done as u64, total as u64);
+                Reply::Step { what: digest.to_string(), done, total }
+            }
             Event::Resolving { what } => Reply::Say(format!("resolving {what}")),
             Event::Resolved { layers, bytes, .. } => {
                 let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

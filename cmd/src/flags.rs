@@ -156,6 +156,34 @@ pub enum ImageCommand {
     },
     /// Remove every image that no container uses
     Prune,
+    /// Compare everything stored with its digests, down to each file's owner, mode and time
+    Verify {
+        /// Pull what is broken again, or remove it if that fails; what is in use stays
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Write images to an OCI archive, which `orlop image import` and others take
+    Export {
+        /// Names or ids, and the archive; one that ends in .gz or .zst is compressed
+        #[arg(required = true, num_args = 2.., value_name = "NAME... FILE")]
+        names_and_file: Vec<String>,
+    },
+    /// Write images to an archive as `docker save` does, for `docker load`
+    Save {
+        /// Names or ids, and the archive; one that ends in .gz or .zst is compressed
+        #[arg(required = true, num_args = 2.., value_name = "NAME... FILE")]
+        names_and_file: Vec<String>,
+    },
+    /// Keep an image when space is made
+    Pin {
+        /// Name or id
+        name: String,
+    },
+    /// Let an image go when space is made
+    Unpin {
+        /// Name or id
+        name: String,
+    },
     /// Show all that is known of an image, as JSON
     Inspect {
         /// Name or id

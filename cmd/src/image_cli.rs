@@ -33,12 +33,63 @@ pub async fn run(config: NodeConfig, command: ImageCommand) -> anyhow::Result<()
             }
         }
         ImageCommand::Prune => print_removed(&ask(&config, Request::Prune).await?),
+        ImageCommand::Verify { repair } => {
+            let report = ask(&config, Request::Verify { repair }).await?;
+            print_report(&report);
+            match report["broken"].as_u64() {
+                Some(0) => {}
+                _ if repair => bail!("not all could be repaired"),
+                _ => bail!(
+                    "the image store is damaged; `orlop image verify --repair` pulls or removes what is broken"
+                ),
+            }
+        }
+        ImageCommand::Export { names_and_file } => export(&config, names_and_file, false).await?,
+        ImageCommand::Save { names_and_file } => export(&config, names_and_file, true).await?,
+        ImageCommand::Pin { name } => {
+            print_images(&ask(&config, Request::Pin { name, pinned: true }).await?);
+        }
+        ImageCommand::Unpin { name } => {
+            print_images(&ask(&config, Request::Pin { name, pinned: false }).await?);
+        }
         ImageCommand::Inspect { name } => {
             let found = ask(&config, Request::Inspect { name }).await?;
             println!("{}", serde_json::to_string_pretty(&found).context("print the image")?);
         }
     }
     Ok(())
+}
+
+/// The last of the words is the archive.
+async fn export(config: &NodeConfig, mut names: Vec<String>, docker: bool) -> anyhow::Result<()> {
+    let file = names.pop().context("no archive is named")?;
+    // The daemon has another working directory.
+    let file = std::path::absolute(&file).with_context(|| format!("find {file}"))?;
+    let done = ask(config, Request::Export { names, file, docker }).await?;
+    println!(
+        "{}  {:.1} MiB",
+        text(&done["file"]),
+        done["bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20)
+    );
+    Ok(())
+}
+
+fn print_report(report: &Value) {
+    for problem in report["problems"].as_array().into_iter().flatten() {
+        let list =
+            |key: &str| -> Vec<&str> { problem[key].as_array().into_iter().flatten().map(text).collect() };
+        println!("broken   {}", text(&problem["what"]));
+        for detail in list("details") {
+            println!("         {detail}");
+        }
+        for image in list("images") {
+            println!("         needed by {image}");
+        }
+    }
+    for image in report["repaired"].as_array().into_iter().flatten() {
+        println!("{}: {}", text(&image["image"]), text(&image["fate"]));
+    }
+    println!("{} blobs and {} layers verified", report["blobs"], report["layers"]);
 }
 
 async fn ask(config: &NodeConfig, request: Request) -> anyhow::Result<Value> {
@@ -85,7 +136,18 @@ async fn show(mut queue: mpsc::UnboundedReceiver<Reply>) -> Option<Reply> {
                 bar.set_position(done);
                 bar.set_message(state);
             }
-            Reply::Say(_) | Reply::Layer { .. } => {}
+            Reply::Step { what, done, total } if terminal => {
+                let bar = layers.entry(String::new()).or_insert_with(|| {
+                    let style = ProgressStyle::with_template("{wide_bar} {pos:>5}/{len:5} {msg:12}");
+                    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+                    bars.add(ProgressBar::new(total).with_style(style))
+                });
+                bar.set_position(done);
+                bar.set_message(
+                    what.split(':').next_back().unwrap_or_default().chars().take(12).collect::<String>(),
+                );
+            }
+            Reply::Say(_) | Reply::Layer { .. } | Reply::Step { .. } => {}
             last => {
                 layers.values().for_each(ProgressBar::abandon);
                 return Some(last);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cri_api::v1::*;
-use image::{Auth, Reference};
+use image::{Auth, Priority, PullOptions, Reference};
 use tonic::Status;
 
 use crate::error::{invalid, status};
@@ -97,7 +97,13 @@ impl Inner {
         let name = request.image.unwrap_or_default().image;
         let reference: Reference = name.parse().map_err(|error: image::ReferenceError| status(error))?;
         let auth = auth_of(request.auth, &reference)?;
-        let image = self.images.pull(&reference, auth, None).await.map_err(status)?;
+        // A kubelet says for which pod it pulls; somebody with crictl fetches ahead.
+        let priority = match request.sandbox_config {
+            Some(_) => Priority::Pod,
+            None => Priority::Prefetch,
+        };
+        let options = PullOptions { auth, priority, ..PullOptions::default() };
+        let image = self.images.pull_with(&reference, options).await.map_err(status)?;
         Ok(PullImageResponse { image_ref: image.id.to_string() })
     }
 
