@@ -3,6 +3,7 @@
 #
 #   OUT/critest      the test program, with the digest of our test-image-digest in place of the published one
 #   OUT/registry/    the storage of a docker-registry with every image that it asks for
+#   OUT/run.sh       runs it all on a machine of its own (a virtual one)
 #   OUT/certs.d/     hosts.toml files that send all registries to 127.0.0.1:5000
 #
 # Needs Go, gcc, apt, tar, gzip and sha256sum; root, for the files' owners. CACHE keeps the packages.
@@ -22,7 +23,7 @@ me=critest/build.sh
 . "$here/../images/lib.sh"
 
 [ "$(id -u)" = 0 ] || fail "needs root, so that files in the images have their owners"
-stamp=$(cat "$here/build.sh" "$here/images.sh" "$here/../images/lib.sh" "$here/../clients/go.mod" | sha256sum)
+stamp=$(cat "$here/build.sh" "$here/images.sh" "$here/run.sh" "$here/../images/lib.sh" "$here/../clients/go.mod" | sha256sum)
 [ "$(cat "$out/stamp" 2>/dev/null)" != "$stamp" ] || exit 0
 command -v go >/dev/null || fail "critest is built from its Go module: install Go 1.21 or newer"
 
@@ -41,6 +42,7 @@ published=9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf
 [ "$(LC_ALL=C grep -c "$published" "$work/critest")" != 0 ] || fail "critest no longer names $published: look what it asks for"
 LC_ALL=C sed "s/$published/$digest_of_test_image/g" "$work/critest" >"$out/critest"
 chmod 755 "$out/critest"
+cp "$here/run.sh" "$out/run.sh"
 
 for registry in registry.k8s.io gcr.io k8s.gcr.io public.ecr.aws; do
     mkdir -p "$out/certs.d/$registry"

@@ -32,7 +32,7 @@ pub struct Exemption {
 }
 
 /// Every reason that we accept.
-pub const EXEMPTIONS: [Exemption; 7] = [
+pub const EXEMPTIONS: [Exemption; 6] = [
     benchmark("PodSandbox benchmark about operations on PodSandbox"),
     benchmark("PodSandbox benchmark about start a container from scratch"),
     benchmark("Container benchmark"),
@@ -50,13 +50,6 @@ pub const EXEMPTIONS: [Exemption; 7] = [
         why: "cgroup v2 has no memory controller here, so no container is out of memory before the node is",
         holds: || !has("/sys/fs/cgroup/cgroup.controllers", "memory"),
         pattern: Some("Container OOM"),
-    },
-    Exemption {
-        specs: "Security Context UserNamespaces",
-        count: 6,
-        why: "user namespaces are not supported yet",
-        holds: || true,
-        pattern: None,
     },
 ];
 
