@@ -164,6 +164,7 @@ impl Inner {
                 "pid": container.pid().unwrap_or(0),
                 "config": meta.config,
                 "cgroup": container.cgroup,
+                "frozen": self.runtime.frozen(container.id()),
                 "unenforced": container.unenforced,
                 "spec": runtime_view(&container.spec),
             });

@@ -228,6 +228,12 @@ impl Runtime {
         self.inner.stats(id).await
     }
 
+    /// Whether a container's processes are stopped by the cgroup's freezer, by whomever. Such a container runs,
+    /// and can be stopped.
+    pub fn frozen(&self, id: &ContainerId) -> bool {
+        self.inner.frozen(id)
+    }
+
     /// What a whole pod uses: processor time, memory, tasks, disk traffic; not its writable layers.
     ///
     /// # Errors

@@ -53,6 +53,14 @@ impl Inner {
         Ok(stats)
     }
 
+    /// Whether a container's processes are stopped by the freezer. Not when it has no cgroup (any more).
+    pub fn frozen(&self, id: &ContainerId) -> bool {
+        let cgroup = self.objects.lock().containers.get(id).map(|entry| entry.record.cgroup.clone());
+        let group = cgroup.and_then(|cgroup| self.cgroups.open_path(&cgroup).ok());
+        let events = group.and_then(|group| group.read("cgroup.events").ok()).unwrap_or_default();
+        keyed_value(&events, "frozen") == Some(1)
+    }
+
     /// Measures a cgroup: a container's or a pod's.
     pub fn usage_of(&self, cgroup: &str) -> Result<Stats, RuntimeError> {
         let group = self
