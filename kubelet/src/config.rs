@@ -65,6 +65,8 @@ pub struct Config {
     pub reserved: BTreeMap<String, String>,
     /// `allowedUnsafeSysctls`: exact names, or prefixes that end in `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// `userNamespaces.idsPerPod`: user ids of each pod with `hostUsers: false`; a multiple of 65536.
+    pub user_ids_per_pod: u32,
     /// The kubelet's version as the node reports it.
     pub kubelet_version: String,
     /// `providerID`, if a cloud gave the node one.
@@ -144,6 +146,7 @@ impl Config {
             container_log_monitor_interval: Duration::from_secs(10),
             reserved: BTreeMap::new(),
             allowed_unsafe_sysctls: Vec::new(),
+            user_ids_per_pod: crate::users::IDS_PER_POD,
             kubelet_version: concat!("v1.36.0+orlop-", env!("CARGO_PKG_VERSION")).into(),
             provider_id: None,
         }

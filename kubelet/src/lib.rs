@@ -30,6 +30,7 @@ mod metrics;
 mod objects;
 mod quantity;
 mod shared;
+mod users;
 
 #[cfg(test)]
 mod testing;

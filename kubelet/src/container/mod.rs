@@ -36,6 +36,8 @@ pub struct Wanted<'a> {
     pub mounts: Vec<cri::Mount>,
     /// The node's memory in bytes.
     pub node_memory: i64,
+    /// The pod's own users, if it has any.
+    pub users: Option<crate::users::Range>,
     /// Where `localhostProfile` paths begin.
     pub seccomp_root: &'a Path,
 }
@@ -68,7 +70,13 @@ pub fn config(w: Wanted<'_>) -> Result<cri::ContainerConfig, String> {
         tty: w.spec.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources::container(w.pod, w.spec, w.node_memory)),
-            security_context: Some(security::container(w.pod, w.spec, w.image_user, w.seccomp_root)?),
+            security_context: Some(security::container(
+                w.pod,
+                w.spec,
+                w.image_user,
+                w.users,
+                w.seccomp_root,
+            )?),
         }),
         stop_signal: stop_signal(w.spec) as i32,
         ..Default::default()

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
 use std::path::Path;
 
 use crate::pod::view;
+use crate::users::Range;
 
 /// Paths hidden from containers unless `procMount: Unmasked`.
 const MASKED: &[&str] = &[
@@ -29,7 +30,7 @@ const MASKED: &[&str] = &[
 const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Which namespaces the pod has for itself.
-pub fn namespaces(pod: &Pod) -> cri::NamespaceOption {
+pub fn namespaces(pod: &Pod, users: Option<Range>) -> cri::NamespaceOption {
     let spec = view::spec(pod);
     let node_or = |host: Option<bool>, own: cri::NamespaceMode| {
         if host == Some(true) { cri::NamespaceMode::Node as i32 } else { own as i32 }
@@ -44,18 +45,18 @@ pub fn namespaces(pod: &Pod) -> cri::NamespaceOption {
         pid: node_or(spec.host_pid, pid),
         ipc: node_or(spec.host_ipc, cri::NamespaceMode::Pod),
         target_id: String::new(),
-        userns_options: None,
+        userns_options: users.map(Range::namespace),
     }
 }
 
 /// The sandbox's security context.
-pub fn sandbox(pod: &Pod, seccomp_root: &Path) -> cri::LinuxSandboxSecurityContext {
+pub fn sandbox(pod: &Pod, users: Option<Range>, seccomp_root: &Path) -> cri::LinuxSandboxSecurityContext {
     let empty = PodSecurityContext::default();
     let ctx = view::spec(pod).security_context.as_ref().unwrap_or(&empty);
     let privileged = view::members(view::spec(pod))
         .any(|m| m.spec.security_context.as_ref().and_then(|s| s.privileged) == Some(true));
     cri::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, users)),
         run_as_user: ctx.run_as_user.map(|value| cri::Int64Value { value }),
         run_as_group: ctx.run_as_group.map(|value| cri::Int64Value { value }),
         supplemental_groups: groups(ctx),
@@ -71,6 +72,7 @@ pub fn container(
     pod: &Pod,
     container: &Container,
     image_user: &ImageUser,
+    users: Option<Range>,
     seccomp_root: &Path,
 ) -> Result<cri::LinuxContainerSecurityContext, String> {
     let (no_pod, no_own) = (PodSecurityContext::default(), SecurityContext::default());
@@ -92,7 +94,7 @@ pub fn container(
     Ok(cri::LinuxContainerSecurityContext {
         capabilities: Some(capabilities(own.capabilities.as_ref())),
         privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, users)),
         run_as_group: own.run_as_group.or(of_pod.run_as_group).map(|value| cri::Int64Value { value }),
         run_as_user,
         run_as_username,

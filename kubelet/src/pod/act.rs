@@ -17,6 +17,7 @@ use crate::metrics::count;
 use crate::objects::Held;
 use crate::sandbox;
 use crate::shared::Shared;
+use crate::users;
 use crate::volumes::{self, payload, tokens::Tokens};
 
 /// Why a job failed; shown in the container's waiting state where one is concerned.
@@ -97,6 +98,12 @@ impl Work {
             let dir = work.shared.pod_dir(&work.key);
             volumes::make_pod_dir(&dir)
                 .map_err(|err| failed("FailedMount", format!("make pod directory: {err}")))?;
+            if users::wanted(&work.pod) {
+                let config = &work.shared.config;
+                let pods = config.root_dir.join("pods");
+                users::allocate(&pods, &dir, config.user_ids_per_pod)
+                    .map_err(|why| failed("FailedMount", why))?;
+            }
             let node = work.shared.facts(work.pod_ips());
             let inputs =
                 payload::Inputs { pod: &work.pod, objects: work.held.as_ref(), node: &node, tokens: &tokens };
@@ -126,10 +133,24 @@ impl Work {
         }
     }
 
+    /// The pod's own users, if it has any: they were given to it with its volumes.
+    pub fn users(&self) -> Result<Option<users::Range>, String> {
+        if !users::wanted(&self.pod) {
+            return Ok(None);
+        }
+        match users::find(&self.shared.pod_dir(&self.key)) {
+            Ok(Some(range)) => Ok(Some(range)),
+            Ok(None) => Err("the pod has no user ids yet".into()),
+            Err(err) => Err(format!("read the pod's user ids: {err}")),
+        }
+    }
+
     /// The sandbox configuration of an attempt.
     pub async fn sandbox_config(&self, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
         let resolv = tokio::fs::read_to_string(&self.shared.config.resolv_conf).await.unwrap_or_default();
-        let (config, lacks) = sandbox::config(&self.shared.config, &self.pod, &self.key, attempt, &resolv)?;
+        let users = self.users()?;
+        let (config, lacks) =
+            sandbox::config(&self.shared.config, &self.pod, &self.key, attempt, users, &resolv)?;
         if lacks
             && attempt == 0
             && view::spec(&self.pod).dns_policy.as_deref() == Some("ClusterFirstWithHostNet")

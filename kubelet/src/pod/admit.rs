@@ -22,9 +22,12 @@ const OF_POD: &[Row<PodSpec>] = &[
         "remove it: only the built-in runtime is there",
     ),
     (
-        "spec.hostUsers: false",
-        |s| s.host_users == Some(false),
-        "remove it: user namespaces are not supported yet",
+        "spec.hostUsers: false beside hostNetwork, hostPID or hostIPC",
+        |s| {
+            let host = [s.host_network, s.host_pid, s.host_ipc];
+            s.host_users == Some(false) && host.contains(&Some(true))
+        },
+        "leave the node's namespaces out, or set hostUsers to true",
     ),
     (
         "spec.resourceClaims",

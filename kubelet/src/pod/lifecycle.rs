@@ -124,6 +124,7 @@ impl Work {
             env: &env,
             mounts,
             node_memory: self.shared.allocatable.1,
+            users: self.users().map_err(config_error)?,
             seccomp_root: &self.shared.config.root_dir.join("seccomp"),
         })
         .map_err(config_error)?;
@@ -165,6 +166,9 @@ impl Work {
             let logs = work.shared.config.pod_logs_dir.join(work.key.log_dir()).join(&spec.name);
             std::fs::create_dir_all(&logs)
                 .map_err(|err| config_error(format!("make log directory: {err}")))?;
+            if let Some(range) = work.users().map_err(config_error)? {
+                crate::users::map(&mut mounts, range);
+            }
             Ok(mounts)
         })
         .await

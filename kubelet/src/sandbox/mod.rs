@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::container::{resources, security};
 use crate::labels;
 use crate::pod::view::{self, PodKey};
+use crate::users::Range;
 
 /// Makes the configuration. `host_resolv` is the text of the host's `resolv.conf`. The error is a
 /// message for the event `FailedCreatePodSandBox`.
@@ -21,6 +22,7 @@ pub fn config(
     pod: &Pod,
     key: &PodKey,
     attempt: u32,
+    users: Option<Range>,
     host_resolv: &str,
 ) -> Result<(cri::PodSandboxConfig, bool), String> {
     let (name, domain) = hosts::names(pod, &config.hostname, &config.cluster_domain);
@@ -46,7 +48,7 @@ pub fn config(
         annotations: annotations(pod),
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: resources::cgroup_parent(&config.cgroup_root, pod, key.uid.as_str()),
-            security_context: Some(security::sandbox(pod, &seccomp_root)),
+            security_context: Some(security::sandbox(pod, users, &seccomp_root)),
             sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
             overhead: None,
             resources: Some(resources::pod(pod)),

@@ -195,8 +195,11 @@ async fn another_image_restarts_the_container() {
 #[tokio::test(start_paused = true)]
 async fn unsupported_features_fail_the_pod_and_say_so() {
     let mut b = Bench::new();
-    b.apply(&pod("Always", "  hostUsers: false\n  containers:\n  - {name: app, image: i:1}\n"));
+    b.apply(&pod(
+        "Always",
+        "  hostUsers: false\n  hostPID: true\n  containers:\n  - {name: app, image: i:1}\n",
+    ));
     b.until("web", "Failed UnsupportedPodFeature | ").await;
     let message = b.status("web").message.expect("a message");
-    assert!(message.contains("spec.hostUsers: false") && message.contains("remove it"), "{message}");
+    assert!(message.contains("spec.hostUsers: false") && message.contains("hostPID"), "{message}");
 }

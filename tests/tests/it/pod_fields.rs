@@ -182,7 +182,7 @@ async fn every_field_that_is_not_done_is_refused() -> anyhow::Result<()> {
     // What refuses: the apiserver at once, or the kubelet with a failed pod.
     let cases = [
         ("  runtimeClassName: other\n", "", "runtimeClass"),
-        ("  hostUsers: false\n", "", "hostUsers"),
+        ("  hostUsers: false\n  hostPID: true\n", "", "hostUsers"),
         ("  priorityClassName: mine\n", "", "mine"),
         ("  securityContext: {seLinuxOptions: {level: s0}}\n", "", "seLinuxOptions"),
         ("  securityContext: {appArmorProfile: {type: RuntimeDefault}}\n", "", "appArmorProfile"),
