@@ -138,6 +138,8 @@ async fn runtime(shared: &Shared) -> Runtime {
     match shared.cri.status(cri::StatusRequest { verbose: true }).await {
         Ok(answer) => {
             runtime.unenforced = unenforced(&answer.info);
+            runtime.groups_policy = answer.features.as_ref().map(|f| f.supplemental_groups_policy);
+            runtime.handlers = answer.runtime_handlers;
             let mut missing = Vec::new();
             for c in answer.status.map(|s| s.conditions).unwrap_or_default() {
                 match c.r#type.as_str() {

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
-    NodeStatus,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -27,6 +27,10 @@ pub struct Runtime {
     pub unenforced: Option<Vec<String>>,
     /// Images it has.
     pub images: Vec<ContainerImage>,
+    /// Its handlers and what each can do.
+    pub handlers: Vec<cri_api::v1::RuntimeHandler>,
+    /// Whether it knows `supplementalGroupsPolicy`; `None` if it doesn't tell.
+    pub groups_policy: Option<bool>,
 }
 
 /// Changing facts.
@@ -106,8 +110,18 @@ pub fn status(
         daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port }) }),
         node_info: Some(info),
         images: Some(runtime.images.clone()),
+        runtime_handlers: Some(runtime.handlers.iter().map(handler).collect()),
+        features: runtime.groups_policy.map(|known| NodeFeatures { supplemental_groups_policy: Some(known) }),
         ..NodeStatus::default()
     }
+}
+
+fn handler(handler: &cri_api::v1::RuntimeHandler) -> NodeRuntimeHandler {
+    let features = handler.features.as_ref().map(|features| NodeRuntimeHandlerFeatures {
+        recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+        user_namespaces: Some(features.user_namespaces),
+    });
+    NodeRuntimeHandler { name: Some(handler.name.clone()), features }
 }
 
 fn capacity(config: &Config, machine: &Machine) -> BTreeMap<String, Quantity> {

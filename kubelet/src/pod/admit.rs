@@ -134,7 +134,6 @@ const OF_VOLUME: &[Row<Volume>] = &[
     ),
     ("ephemeral", |v| v.ephemeral.is_some(), "use emptyDir"),
     ("csi", |v| v.csi.is_some(), "CSI drivers are not supported yet"),
-    ("image", |v| v.image.is_some(), "image volumes are not supported yet"),
     ("nfs", |v| v.nfs.is_some(), "mount it on the node and use hostPath"),
     ("iscsi", |v| v.iscsi.is_some(), "mount it on the node and use hostPath"),
     ("fc", |v| v.fc.is_some(), "mount it on the node and use hostPath"),
@@ -207,10 +206,12 @@ pub fn check(config: &Config, pod: &Pod) -> Result<(), Ended> {
                 return refuse(format!("{what} of volume \"{}\"", volume.name), todo);
             }
         }
-        if crate::volumes::host_path_of(std::path::Path::new("/"), volume).is_none() {
+        let known = volume.image.is_some()
+            || crate::volumes::host_path_of(std::path::Path::new("/"), volume).is_some();
+        if !known {
             return refuse(
                 format!("the source of volume \"{}\"", volume.name),
-                "use one of emptyDir, hostPath, configMap, secret, downwardAPI, projected",
+                "use one of emptyDir, hostPath, configMap, secret, downwardAPI, projected, image",
             );
         }
     }

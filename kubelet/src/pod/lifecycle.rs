@@ -1,9 +1,10 @@
 //! Carries out the start and the stop of one container.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cri_api::v1 as cri;
-use k8s_openapi::api::core::v1::LifecycleHandler;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use tokio::time::Instant;
 
 use super::act::{Failed, Work, blocking, failed, text};
@@ -100,12 +101,7 @@ impl Work {
             &self.cancel,
         )
         .await
-        .map_err(|err| {
-            let named = member.spec.image.as_deref().unwrap_or("");
-            let message =
-                if err.reason == "ErrImagePull" { format!("{named}\n{}", err.message) } else { err.message };
-            failed(err.reason, message)
-        })?;
+        .map_err(|err| no_image(member.spec.image.as_deref().unwrap_or(""), err))?;
         if self.cancel.is_cancelled() {
             return Err(config_error("the pod is ending".into()));
         }
@@ -113,7 +109,8 @@ impl Work {
         let node = self.shared.facts(self.pod_ips());
         let env =
             env::make(&self.pod, member.spec, &services, &node, self.held.as_ref()).map_err(config_error)?;
-        let mounts = self.mounts(member, attempt, env.clone()).await?;
+        let images = self.image_volumes(member, &sandbox_config).await?;
+        let mounts = self.mounts(member, attempt, env.clone(), images).await?;
         let config = container::config(container::Wanted {
             pod: &self.pod,
             spec: member.spec,
@@ -147,17 +144,55 @@ impl Work {
         self.post_start(member, &id).await
     }
 
+    /// Ids of the images that the container's image volumes show, by the volumes' names.
+    async fn image_volumes(
+        &self,
+        member: &Member<'_>,
+        sandbox: &cri::PodSandboxConfig,
+    ) -> Result<BTreeMap<String, String>, Failed> {
+        let mut found = BTreeMap::new();
+        for volume in view::spec(&self.pod).volumes.iter().flatten() {
+            let Some(source) = &volume.image else { continue };
+            let used = member.spec.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
+            if !used {
+                continue;
+            }
+            let wanted = Container {
+                name: member.spec.name.clone(),
+                image: source.reference.clone(),
+                image_pull_policy: source.pull_policy.clone(),
+                ..Container::default()
+            };
+            let named = source.reference.as_deref().unwrap_or("");
+            let asked = Member { role: member.role, spec: &wanted };
+            let ready = images::ensure(
+                &self.shared,
+                &self.pod,
+                &asked,
+                self.held.as_ref(),
+                sandbox.clone(),
+                &self.cancel,
+            )
+            .await
+            .map_err(|err| no_image(named, err))?;
+            found.insert(volume.name.clone(), ready.id);
+        }
+        Ok(found)
+    }
+
     async fn mounts(
         &self,
         member: &Member<'_>,
         attempt: u32,
         env: Vec<(String, Vec<u8>)>,
+        images: BTreeMap<String, String>,
     ) -> Result<Vec<cri::Mount>, Failed> {
         let (work, spec) = (self.clone(), member.spec.clone());
         blocking(move || {
             let config_error = |message: String| failed("CreateContainerConfigError", message);
             let dir = work.shared.pod_dir(&work.key);
-            let mut mounts = container_mounts::make(&dir, &work.pod, &spec, &env).map_err(config_error)?;
+            let mut mounts =
+                container_mounts::make(&dir, &work.pod, &spec, &env, &images).map_err(config_error)?;
             mounts.extend(container_mounts::hosts(&dir, &spec));
             let message = container_mounts::termination_message(&dir, &spec, attempt);
             mounts.extend(
@@ -258,4 +293,11 @@ impl Work {
             self.shared.events.pod(&self.pod, path, Level::Warning, "FailedPreStopHook", text);
         }
     }
+}
+
+/// Why an image that is named so cannot be had, as the container's waiting state says it.
+fn no_image(named: &str, err: images::NotReady) -> Failed {
+    let message =
+        if err.reason == "ErrImagePull" { format!("{named}\n{}", err.message) } else { err.message };
+    failed(err.reason, message)
 }

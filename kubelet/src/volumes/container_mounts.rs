@@ -1,5 +1,6 @@
 //! What a container gets mounted: its volumes, `/etc/hosts`, its termination-message file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,13 +14,14 @@ use super::{host_path_of, mounts, payload};
 use crate::container::expand::{expand, unknown};
 use crate::pod::view;
 
-/// Makes the mounts of a container. Blocks on file I/O. The error is the message of
+/// Makes the mounts of a container; `images` are the ids of its image volumes. Blocks on file I/O. The error is the message of
 /// `CreateContainerConfigError`.
 pub fn make(
     pod_dir: &Path,
     pod: &Pod,
     container: &Container,
     env: &[(String, Vec<u8>)],
+    images: &BTreeMap<String, String>,
 ) -> Result<Vec<cri::Mount>, String> {
     let volumes = view::spec(pod).volumes.as_deref().unwrap_or_default();
     let mut list = Vec::new();
@@ -28,6 +30,10 @@ pub fn make(
             .iter()
             .find(|v| v.name == mount.name)
             .ok_or_else(|| format!("volume \"{}\" of mount {} not found", mount.name, mount.mount_path))?;
+        if let Some(id) = images.get(&volume.name) {
+            list.push(image(id, mount, env)?);
+            continue;
+        }
         list.push(one(pod_dir, container, volume, mount, n, env)?);
     }
     Ok(list)
@@ -74,6 +80,17 @@ fn one(
         propagation: propagation as i32,
         recursive_read_only: readonly
             && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+        ..Default::default()
+    })
+}
+
+/// A mount of an image, which is always read-only.
+fn image(id: &str, mount: &VolumeMount, env: &[(String, Vec<u8>)]) -> Result<cri::Mount, String> {
+    Ok(cri::Mount {
+        container_path: absolute(&mount.mount_path),
+        readonly: true,
+        image: Some(cri::ImageSpec { image: id.to_owned(), ..Default::default() }),
+        image_sub_path: sub_path(mount, env)?.unwrap_or_default(),
         ..Default::default()
     })
 }

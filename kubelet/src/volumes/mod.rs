@@ -66,6 +66,9 @@ pub fn host_path_of(pod_dir: &Path, volume: &Volume) -> Option<PathBuf> {
 }
 
 fn one(pod_dir: &Path, inputs: &Inputs<'_>, volume: &Volume, now: Timestamp) -> Result<(), String> {
+    if volume.image.is_some() {
+        return Ok(()); // Pulled and mounted with each container.
+    }
     if let Some(host) = &volume.host_path {
         return host_path::check(&host.path, host.type_.as_deref().unwrap_or(""));
     }

@@ -12,6 +12,7 @@ mod node;
 mod operate;
 mod pod_fields;
 mod survival;
+mod users;
 mod volumes;
 
 /// Ends a test early, and says so, where scenarios can't run.

@@ -188,7 +188,6 @@ async fn every_field_that_is_not_done_is_refused() -> anyhow::Result<()> {
         ("  securityContext: {appArmorProfile: {type: RuntimeDefault}}\n", "", "appArmorProfile"),
         ("  securityContext: {sysctls: [{name: kernel.msgmax, value: \"1\"}]}\n", "", "kernel.msgmax"),
         ("  volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]\n", "", "persistentVolumeClaim"),
-        ("  volumes: [{name: v, image: {reference: x}}]\n", "", "image"),
         ("", "      resources: {limits: {example.org/gpu: 1}}\n", "example.org/gpu"),
         ("", "      volumeDevices: [{name: v, devicePath: /dev/x}]\n", "volumeDevices"),
     ];
