@@ -7,7 +7,8 @@ purpose=${1:?say run, test or lint}
 build=(build-essential curl ca-certificates mold)
 # nft for host ports and masquerading; busybox-static becomes the example's image.
 run=(nftables busybox-static)
-test=(git iproute2 jq docker-registry procps util-linux socat)
+# crun and runc make containers by handler, and are what our own launcher is compared with.
+test=(git iproute2 jq docker-registry procps util-linux socat crun runc)
 # The guests of the tests in vm/: QEMU, and what makes their image.
 test+=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs cpio kmod openssh-client)
 

@@ -1,11 +1,13 @@
 //! A node's settings: as written in the file, as given by flags, as believed by everything else.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use ipnet::IpNet;
+use runtime::handler::{Handler, Handlers, NATIVE, OciRuntime};
 use serde::Deserialize;
 
 use crate::flags::{Common, NodeFlags, ServerFlags};
@@ -35,6 +37,32 @@ pub struct NodeFile {
     container_log_max_size: Option<u64>,
     container_log_max_files: Option<u32>,
     crash_loop_back_off: CrashLoopBackOff,
+    runtimes: BTreeMap<String, RuntimeFile>,
+    default_runtime: String,
+}
+
+/// One runtime handler, by the names that CRI-O and containerd have for its settings.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RuntimeFile {
+    #[serde(default)]
+    runtime_type: RuntimeType,
+    #[serde(default)]
+    runtime_path: PathBuf,
+    #[serde(default)]
+    runtime_root: Option<PathBuf>,
+    #[serde(default)]
+    runtime_args: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum RuntimeType {
+    /// The node's own launcher, by another name.
+    Native,
+    /// An OCI runtime by its path.
+    #[default]
+    Oci,
 }
 
 #[derive(Debug, Default, Deserialize, PartialEq)]
@@ -68,6 +96,7 @@ pub struct NodeConfig {
     pub container_log_max_files: Option<u32>,
     pub crash_loop_initial: Option<Duration>,
     pub crash_loop_max: Option<Duration>,
+    pub handlers: Handlers,
 }
 
 /// The longest name that Linux gives an interface (IFNAMSIZ less the final zero).
@@ -174,8 +203,59 @@ fn merge(paths: Paths, file: NodeFile, flags: &NodeFlags, host: Host) -> anyhow:
             .initial_container_restart_period
             .map(Duration::from_secs),
         crash_loop_max: file.crash_loop_back_off.max_container_restart_period.map(Duration::from_secs),
+        handlers: handlers(file.runtimes, file.default_runtime)?,
         paths,
     })
+}
+
+/// Runtime handlers as believed: names that Kubernetes takes, programs by absolute path.
+fn handlers(file: BTreeMap<String, RuntimeFile>, default: String) -> anyhow::Result<Handlers> {
+    let mut handlers = Handlers { default, ..Handlers::default() };
+    for (name, runtime) in file {
+        let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        ensure!(
+            (1..=63).contains(&name.len())
+                && name.chars().all(label)
+                && !name.starts_with('-')
+                && !name.ends_with('-'),
+            "runtimes: {name:?} can't be a handler's name: use up to 63 lower-case letters, digits and '-'"
+        );
+        let path = &runtime.runtime_path;
+        let oci = OciRuntime {
+            path: path.clone(),
+            root: runtime.runtime_root.clone(),
+            args: runtime.runtime_args.clone(),
+        };
+        let handler = match runtime.runtime_type {
+            RuntimeType::Native => {
+                ensure!(
+                    oci == OciRuntime::default(),
+                    "runtimes.{name}: the native runtime has no path, root and arguments: leave them out"
+                );
+                Handler::Native
+            }
+            RuntimeType::Oci => {
+                ensure!(
+                    path.is_absolute() && name != NATIVE,
+                    "runtimes.{name}: an OCI runtime needs runtimePath, an absolute path such as /usr/bin/crun, and a \
+                     name other than {NATIVE}"
+                );
+                Handler::Oci(oci)
+            }
+        };
+        if let Some(root) = &runtime.runtime_root {
+            ensure!(root.is_absolute(), "runtimes.{name}: runtimeRoot {} is not absolute", root.display());
+        }
+        handlers.named.insert(name, handler);
+    }
+    handlers.get("").map_err(|_| {
+        anyhow::anyhow!(
+            "defaultRuntime {:?} is not among runtimes: {}",
+            handlers.default,
+            handlers.names().join(", ")
+        )
+    })?;
+    Ok(handlers)
 }
 
 /// At most one range of each address family.
@@ -232,11 +312,28 @@ mod tests {
     }
 
     #[test]
+    fn runtimes_are_read() {
+        let yaml = "defaultRuntime: crun\nruntimes:\n  crun:\n    runtimePath: /usr/bin/crun\n    \
+                    runtimeRoot: /run/crun\n    runtimeArgs: [--debug]\n  plain: {runtimeType: native}\n";
+        let handlers = load(yaml, &NodeFlags::default()).unwrap().handlers;
+        assert_eq!(handlers.get("plain").unwrap().1, &Handler::Native);
+        let crun = handlers.get("").unwrap().1.oci().unwrap();
+        assert_eq!(
+            (crun.path.to_str(), crun.args.as_slice()),
+            (Some("/usr/bin/crun"), &["--debug".to_owned()][..])
+        );
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let wrong = |yaml| load(yaml, &NodeFlags::default()).unwrap_err().to_string();
         assert!(wrong("nodename: x").contains("unknown field `nodename`"));
         assert!(wrong("podCIDRs: [10.0.0.0/24, 10.1.0.0/24]").contains("two ranges of one family"));
         assert!(wrong("nodeName: a_b").contains("--node-name"));
+        assert!(wrong("runtimes: {crun: {runtimePath: bin/crun}}").contains("absolute path"));
+        assert!(wrong("runtimes: {Kata: {runtimePath: /k}}").contains("handler's name"));
+        assert!(wrong("runtimes: {orlop: {runtimePath: /k}}").contains("other than orlop"));
+        assert!(wrong("defaultRuntime: kata").contains("not among runtimes: orlop"));
         assert!(wrong("bridge: a-name-that-is-too-long").contains("--bridge"));
     }
 }

@@ -31,6 +31,7 @@ pub fn runtime_options(config: &NodeConfig) -> runtime::Options {
         run: config.paths.run.clone(),
         cgroup_parent: config.cgroup_parent(),
         seccomp_profiles: config.paths.etc.join("seccomp"),
+        handlers: config.handlers.clone(),
     }
 }
 

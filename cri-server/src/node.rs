@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use cri_api::v1::*;
 use tonic::Status;
 
-use crate::sandbox_spec::HANDLERS;
 use crate::server::Inner;
 
 impl Inner {
@@ -39,9 +38,14 @@ impl Inner {
             let capabilities = serde_json::to_string(self.runtime.capabilities()).unwrap_or_default();
             info.insert("capabilities".to_owned(), capabilities);
         }
-        let user_namespaces = self.runtime.capabilities().user_namespaces.is_none();
-        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
-        let handler = |name: &&str| RuntimeHandler { name: (*name).to_owned(), features: Some(features) };
+        let runtime_handlers =
+            self.runtime.handlers().await.into_iter().map(|(name, features)| RuntimeHandler {
+                name,
+                features: Some(RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: features.recursive_read_only_mounts,
+                    user_namespaces: features.user_namespaces,
+                }),
+            });
         Ok(StatusResponse {
             status: Some(RuntimeStatus {
                 conditions: vec![
@@ -50,7 +54,7 @@ impl Inner {
                 ],
             }),
             info,
-            runtime_handlers: HANDLERS.iter().map(handler).collect(),
+            runtime_handlers: runtime_handlers.collect(),
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,

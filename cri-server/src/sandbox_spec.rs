@@ -14,9 +14,6 @@ use tonic::Status;
 
 use crate::error::invalid;
 
-/// Handlers that we know: none named, or ourselves.
-pub const HANDLERS: [&str; 2] = ["", "orlop"];
-
 /// Translates a sandbox. `meta` is what the record shall hold.
 pub fn sandbox_spec(
     id: SandboxId,
@@ -27,9 +24,6 @@ pub fn sandbox_spec(
     let metadata = config.metadata.as_ref().filter(|m| !m.name.is_empty() && !m.namespace.is_empty());
     if metadata.is_none() {
         return Err(invalid("the sandbox needs metadata with a name and a namespace"));
-    }
-    if !HANDLERS.contains(&handler) {
-        return Err(invalid(format!("no runtime handler {handler:?}: this node has only the default one")));
     }
     if config.windows.is_some() {
         return Err(invalid("a sandbox with Windows settings cannot run on Linux"));
@@ -48,6 +42,8 @@ pub fn sandbox_spec(
     spec.sysctls = linux.sysctls;
     spec.resources = linux.resources.as_ref().map(resources).transpose()?.unwrap_or_default();
     spec.privileged = context.privileged;
+    // The runtime refuses a name that it doesn't have.
+    spec.handler = handler.to_owned();
     spec.meta = meta;
     Ok(spec)
 }
@@ -262,7 +258,6 @@ mod tests {
             assert!(error.contains(part), "{error}");
         };
         bad(PodSandboxConfig::default(), "", "metadata");
-        bad(config(Default::default()), "kata", "kata");
         bad(config(modes(Mode::Container, Mode::Pod, Mode::Pod)), "", "network");
         bad(PodSandboxConfig { hostname: "a b".into(), ..config(Default::default()) }, "", "a b");
         let userns = modes(Mode::Pod, Mode::Pod, Mode::Pod);

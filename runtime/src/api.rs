@@ -7,6 +7,7 @@ use tokio::sync::broadcast;
 
 use crate::core::Inner;
 use crate::error::{ExecError, OpenError, RuntimeError, StartError};
+use crate::handler::{Features, NATIVE};
 use crate::id::{ContainerId, SandboxId};
 use crate::open;
 use crate::options::{Capabilities, Options};
@@ -32,6 +33,15 @@ impl Runtime {
     /// What kernel and process can do.
     pub fn capabilities(&self) -> &Capabilities {
         &self.inner.capabilities
+    }
+
+    /// The names of the runtime handlers and what they can do; the default one first, by the empty name.
+    pub async fn handlers(&self) -> Vec<(String, Features)> {
+        let all = self.inner.handlers().await;
+        let default = self.inner.options.handlers.get("").map_or(NATIVE, |(name, _)| name);
+        let features = all.iter().find(|known| known.name == default).map(|known| known.features);
+        let named = all.iter().map(|known| (known.name.clone(), known.features));
+        std::iter::once((String::new(), features.unwrap_or_default())).chain(named).collect()
     }
 
     /// Makes a sandbox: namespaces, cgroup, `/dev/shm`, host name, sysctls, and an init if process ids are shared.

@@ -102,9 +102,13 @@ impl Inner {
         let inner = self.clone();
         let launched = {
             let copy = record.clone();
-            match blocking(move || inner.prepare_start(&copy, &sandbox, ready)).await {
-                Ok((plan, fds)) => self.launch(&record, plan, fds).await,
-                Err(error) => Err(error.into()),
+            if self.delegate_of(&sandbox)?.is_some() {
+                self.delegate_launch(&record, sandbox, ready).await
+            } else {
+                match blocking(move || inner.prepare_start(&copy, &sandbox, ready)).await {
+                    Ok((plan, fds)) => self.launch(&record, plan, fds).await,
+                    Err(error) => Err(error.into()),
+                }
             }
         };
         match launched {
@@ -198,7 +202,11 @@ impl Inner {
     }
 
     /// The file of the process id namespace that a container joins.
-    fn pid_namespace(&self, spec: &ContainerSpec, sandbox: &SandboxRecord) -> Result<PathBuf, RuntimeError> {
+    pub fn pid_namespace(
+        &self,
+        spec: &ContainerSpec,
+        sandbox: &SandboxRecord,
+    ) -> Result<PathBuf, RuntimeError> {
         let pid = match &spec.namespaces.pid {
             NamespaceMode::Target(target) => {
                 let record = self.container_record(target)?;
@@ -292,7 +300,7 @@ impl Inner {
         }
         if !grace.is_zero() {
             let signal = record.spec.stop_signal.as_deref().map_or(Ok(signal::TERM), signal::parse)?;
-            match self.keeper().await?.signal(id.as_str(), signal, SignalTarget::Main).await {
+            match self.send_signal(&record, signal).await {
                 Ok(()) => {
                     if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok() {
                         return Ok(());
@@ -303,6 +311,12 @@ impl Inner {
                     tracing::debug!(container = %id, error = %chain(&error), "send the stop signal")
                 }
             }
+        }
+        if self.is_delegated(&record)
+            && let Err(error) = self.delegate_kill(&record, signal::KILL).await
+        {
+            // It may have ended just now; the cgroup is killed in any case.
+            tracing::debug!(container = %id, error = %chain(&error), "let the runtime kill a container");
         }
         self.kill(&record)?;
         if matches!(record.state, ContainerState::Unknown { .. }) {
@@ -364,14 +378,36 @@ impl Inner {
     }
 
     /// Sends a signal to a container's process.
-    pub async fn signal_container(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError> {
+    pub async fn signal_container(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        signal: i32,
+    ) -> Result<(), RuntimeError> {
         let record = self.container_record(id)?;
         if !matches!(record.state, ContainerState::Running { .. }) {
             let is = word(&record.state);
             return Err(RuntimeError::WrongState { id: id.clone(), is, wanted: "running" });
         }
+        self.send_signal(&record, signal).await
+    }
+
+    async fn send_signal(
+        self: &Arc<Self>,
+        record: &ContainerRecord,
+        signal: i32,
+    ) -> Result<(), RuntimeError> {
+        let id = &record.spec.id;
+        if self.is_delegated(record) {
+            return self.delegate_kill(record, signal).await;
+        }
         let step = keeper_error(format!("send signal {signal} to container {id}"));
         self.keeper().await?.signal(id.as_str(), signal, SignalTarget::Main).await.map_err(step)
+    }
+
+    /// Whether another runtime made a container. One whose handler is gone from the configuration is treated natively.
+    pub fn is_delegated(&self, record: &ContainerRecord) -> bool {
+        let sandbox = self.sandbox_record(&record.spec.sandbox);
+        sandbox.is_ok_and(|sandbox| matches!(self.delegate_of(&sandbox), Ok(Some(_))))
     }
 
     /// Removes a container. One that does not exist is fine.
@@ -389,9 +425,19 @@ impl Inner {
         if let Some(entry) = self.objects.lock().containers.get_mut(id) {
             entry.ready = None;
         }
+        if record.process.is_some() && self.is_delegated(&record) {
+            self.delegate_delete(&record).await;
+        }
         let (inner, spec, cgroup) = (self.clone(), record.spec.clone(), record.cgroup.clone());
         blocking(move || {
             inner.cgroups.destroy(&cgroup)?;
+            let bundle = inner.bundle(&spec.id);
+            match std::fs::remove_dir_all(&bundle) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(RuntimeError::io(format!("remove {}", bundle.display()))(error));
+                }
+                _ => {}
+            }
             let layer = inner.paths.layers.join(spec.id.as_str());
             match std::fs::remove_dir_all(&layer) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -52,6 +52,8 @@ pub struct Inner {
     pub keeper: watch::Sender<Option<Keeper>>,
     /// Who waits for which exec.
     pub execs: Mutex<HashMap<String, watch::Sender<Option<ExitStatus>>>>,
+    /// What handlers can do, once it was asked.
+    pub handler_features: tokio::sync::OnceCell<Vec<crate::delegate::Known>>,
     /// Held as long as this runtime lives.
     pub _lock: std::fs::File,
 }
@@ -68,6 +70,8 @@ pub struct Paths {
     pub lock: PathBuf,
     pub boot: PathBuf,
     pub keeper_log: PathBuf,
+    /// Bundles and state of other runtimes.
+    pub bundles: PathBuf,
 }
 
 impl Paths {
@@ -82,6 +86,7 @@ impl Paths {
             lock: run.join("orlop.lock"),
             boot: run.join("boot-id"),
             keeper_log: run.join("keeper.log"),
+            bundles: run.join("oci"),
             run,
         }
     }

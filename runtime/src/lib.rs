@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod handler;
 pub mod id;
 pub mod options;
 pub mod session;
@@ -26,9 +27,11 @@ pub mod sysctl;
 pub mod user;
 
 mod api;
+mod bundle;
 mod cgroup;
 mod containers;
 mod core;
+mod delegate;
 mod devices;
 mod idmap;
 mod keepers;

@@ -38,3 +38,9 @@ pub fn lower(limits: &mut [Rlimit]) -> Vec<String> {
     }
     sentences
 }
+
+/// This process' own hard limit for a name such as `RLIMIT_NOFILE`.
+pub fn hard(name: &str) -> Option<u64> {
+    let (resource, _) = RESOURCES.iter().find(|(_, known)| *known == name)?;
+    Some(getrlimit(*resource).maximum.unwrap_or(u64::MAX))
+}

@@ -97,6 +97,19 @@ impl Inner {
         cgroup: &str,
         sandbox: &SandboxRecord,
     ) -> Result<Draft, RuntimeError> {
+        let mut draft = plan::draft(&self.oci_spec(spec, user, cgroup, sandbox)?)?;
+        self.limit(&mut draft.process);
+        Ok(draft)
+    }
+
+    /// Makes the OCI spec of a container, which every launcher starts from.
+    pub fn oci_spec(
+        &self,
+        spec: &ContainerSpec,
+        user: &ResolvedUser,
+        cgroup: &str,
+        sandbox: &SandboxRecord,
+    ) -> Result<oci_spec::runtime::Spec, RuntimeError> {
         let pins = self.pins.of(sandbox.spec.id.as_str());
         let own = |mode: &NamespaceMode, name: &str| (*mode != NamespaceMode::Node).then(|| pins.join(name));
         let of_pod = &sandbox.spec.namespaces;
@@ -119,9 +132,7 @@ impl Inner {
             available: self.available_in(sandbox),
             devices: devices::find(spec)?,
         };
-        let mut draft = plan::draft(&oci::spec(spec, user, &around)?)?;
-        self.limit(&mut draft.process);
-        Ok(draft)
+        oci::spec(spec, user, &around)
     }
 
     /// Lowers POSIX limits to what this process can give. Tells which.
@@ -149,13 +160,25 @@ impl Inner {
         path: &str,
     ) -> Result<(Group, Vec<String>), RuntimeError> {
         let (group, mut unenforced) = self.cgroups.make_container(path, &spec.resources)?;
-        if !spec.privileged && self.capabilities.device_filter {
-            self.devices.attach(group.fd(), devices::rules(&devices::find(spec)?)).map_err(|errno| {
-                RuntimeError::io(format!("confine the devices of container {}", spec.id))(errno.into())
-            })?;
+        // For containers of other runtimes it is settled when they are started, with whom the rules go to.
+        if self
+            .sandbox_record(&spec.sandbox)
+            .is_ok_and(|sandbox| matches!(self.delegate_of(&sandbox), Ok(None)))
+        {
+            self.confine_devices(&group, spec)?;
         }
         unenforced.extend(self.cannot(spec));
         Ok((group, unenforced))
+    }
+
+    /// Lets the processes of a cgroup use a container's devices only.
+    pub fn confine_devices(&self, group: &Group, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        if spec.privileged || !self.capabilities.device_filter {
+            return Ok(());
+        }
+        self.devices.attach(group.fd(), devices::rules(&devices::find(spec)?)).map_err(|errno| {
+            RuntimeError::io(format!("confine the devices of container {}", spec.id))(errno.into())
+        })
     }
 
     /// What a container asks for and this node cannot give, beside cgroup limits.

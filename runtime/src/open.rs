@@ -106,6 +106,7 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
         objects: Mutex::new(objects),
         keeper: watch::Sender::new(None),
         execs: Mutex::new(HashMap::new()),
+        handler_features: tokio::sync::OnceCell::new(),
         _lock: lock,
     }))
 }
@@ -269,7 +270,9 @@ pub async fn destroy(options: Options) -> Result<(), OpenError> {
     blocking(move || {
         let io = |step: String| move |source: std::io::Error| OpenError::Io { step, source };
         inner.pins.destroy().map_err(io(format!("remove {}", inner.paths.namespaces.display())))?;
-        for dir in [&inner.paths.layers, &inner.paths.sandboxes, &inner.paths.containers] {
+        for dir in
+            [&inner.paths.layers, &inner.paths.sandboxes, &inner.paths.containers, &inner.paths.bundles]
+        {
             remove_dir(dir).map_err(io(format!("remove {}", dir.display())))?;
         }
         for file in [&inner.paths.socket, &inner.paths.boot, &inner.paths.keeper_log, &inner.paths.lock] {

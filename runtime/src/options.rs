@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::handler::Handlers;
+
 /// Where a runtime keeps its things.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -16,6 +18,8 @@ pub struct Options {
     pub cgroup_parent: String,
     /// Directory of `Localhost` seccomp profiles named by relative path.
     pub seccomp_profiles: PathBuf,
+    /// Other programs that can make containers, by the name that pods know them by.
+    pub handlers: Handlers,
 }
 
 impl Options {
@@ -27,6 +31,7 @@ impl Options {
             run: root.join("run"),
             seccomp_profiles: root.join("etc/seccomp"),
             cgroup_parent: cgroup_parent.into(),
+            handlers: Handlers::default(),
         }
     }
 }

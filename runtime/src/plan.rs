@@ -309,7 +309,8 @@ fn options(mount: &Mount) -> Options {
     sorted
 }
 
-fn action(mount: &Mount) -> Result<Action, RuntimeError> {
+/// What a mount of the spec comes to.
+pub fn action(mount: &Mount) -> Result<Action, RuntimeError> {
     let target = path(mount.destination())?;
     let sorted = options(mount);
     let source = mount.source().clone().unwrap_or_default();

@@ -202,7 +202,8 @@ fn propagation(wanted: Propagation) -> sys::mount::Propagation {
     }
 }
 
-fn open_image(
+/// Mounts an image volume, detached.
+pub fn open_image(
     lower: &[std::path::PathBuf],
     sub_path: Option<&Path>,
     set: u64,

@@ -61,12 +61,18 @@ impl Inner {
             oom_score_adj: record.spec.resources.oom_score_adj,
             stream_owner,
         };
-        let keeper = self.keeper().await?;
-        let reply = match keeper.exec(plan, fds).await {
+        let started = match self.is_delegated(&record) {
+            true => self.delegate_exec(&record, plan, fds).await,
+            false => {
+                let keeper = self.keeper().await?;
+                keeper.exec(plan, fds).await.map_err(|error| refused(id, &exec, error))
+            }
+        };
+        let reply = match started {
             Ok(reply) => reply,
             Err(error) => {
                 self.execs.lock().remove(&exec_id);
-                return Err(refused(id, &exec, error));
+                return Err(error);
             }
         };
         Ok(ExecSession {

@@ -22,6 +22,16 @@ impl Inner {
         let id = spec.id.clone();
         check(&spec)?;
         self.check_users(&spec)?;
+        // Settled now: the record must not change its meaning with the configuration.
+        let (handler, with) = self.options.handlers.get(&spec.handler)?;
+        if spec.user_namespace.is_some() && with.oci().is_some() {
+            return Err(RuntimeError::invalid(format!(
+                "the runtime handler {handler} can't make pods with user namespaces: set hostUsers to true, or use the \
+                 handler {}",
+                crate::handler::NATIVE
+            )));
+        }
+        spec.handler = handler.to_owned();
         let sysctls = sysctl::check(&spec.sysctls, &spec.namespaces)?;
         let cgroup = self.cgroups.pod_path(spec.cgroup_parent.as_deref(), id.as_str())?;
         let meta = Arc::new(std::mem::take(&mut spec.meta));

@@ -41,6 +41,9 @@ pub struct SandboxSpec {
     /// The pod may hold privileged containers: sysctls are then checked just as strictly.
     #[serde(default)]
     pub privileged: bool,
+    /// Name of the runtime handler that makes its containers (`Options::handlers`); empty is the default one.
+    #[serde(default)]
+    pub handler: String,
     /// The caller's own data: kept in the record, never read here.
     #[serde(default)]
     pub meta: serde_json::Value,
@@ -207,6 +210,7 @@ impl SandboxSpec {
             shm_size: None,
             resources: Resources::default(),
             privileged: false,
+            handler: String::new(),
             meta: serde_json::Value::Null,
         }
     }

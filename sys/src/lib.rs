@@ -10,6 +10,7 @@
 
 pub mod caps;
 pub mod cgroup;
+pub mod children;
 pub mod devices;
 pub mod features;
 pub mod fs;

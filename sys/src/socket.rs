@@ -26,7 +26,10 @@ const ANCILLARY: usize = rustix::cmsg_space!(ScmRights(MAX_FDS));
 /// Those of socket(2), bind(2), chmod(2) and listen(2). The path may have 107 bytes at most
 /// (`ENAMETOOLONG`).
 pub fn listen(path: &Path) -> Result<OwnedFd> {
-    let socket = seqpacket()?;
+    listen_on(seqpacket()?, path)
+}
+
+fn listen_on(socket: OwnedFd, path: &Path) -> Result<OwnedFd> {
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(e) => return Err(e),
@@ -36,6 +39,15 @@ pub fn listen(path: &Path) -> Result<OwnedFd> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, 16)?;
     Ok(socket)
+}
+
+/// Listens on `path` for stream connections, as OCI runtimes make one to send a terminal; else as [`listen`].
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_stream(path: &Path) -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    listen_on(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?, path)
 }
 
 /// Connects to a socket that [`listen`] made. The socket is non-blocking.

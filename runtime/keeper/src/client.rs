@@ -17,6 +17,7 @@ use sys::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::delegate::DelegatePlan;
 use crate::plan::{ExecPlan, Fds, InitPlan, LaunchPlan};
 use crate::protocol::{
     Answer, Event, Failure, HandoverContainer, Hello, Launched, Op, Request, SignalTarget, State, Streams,
@@ -208,13 +209,44 @@ impl Keeper {
     /// # Errors
     /// As [`Keeper::launch`].
     pub async fn exec(&self, plan: ExecPlan, fds: Fds) -> Result<ExecReply, ClientError> {
-        match self.call_with(Op::Exec(Box::new(plan)), fds).await? {
+        self.exec_started(Op::Exec(Box::new(plan)), fds).await
+    }
+
+    async fn exec_started(&self, op: Op, fds: Fds) -> Result<ExecReply, ClientError> {
+        match self.call_with(op, fds).await? {
             (Answer::ExecStarted { pid, warnings }, fds) => {
                 let missing = || ClientError::UnexpectedAnswer("exec without a pidfd".to_owned());
                 let mut fds = fds.into_iter();
                 let pidfd = fds.next().ok_or_else(missing)?;
                 Ok(ExecReply { pid, pidfd, terminal: fds.next(), warnings })
             }
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lets another runtime start a container.
+    ///
+    /// # Errors
+    /// [`ClientError::Keeper`]; of the kind `Command` when the runtime itself failed.
+    pub async fn delegate_launch(&self, plan: DelegatePlan, fds: Fds) -> Result<LaunchReply, ClientError> {
+        self.launched(Op::Delegate(Box::new(plan)), fds).await
+    }
+
+    /// Lets another runtime start a process in a container.
+    ///
+    /// # Errors
+    /// As [`Keeper::delegate_launch`].
+    pub async fn delegate_exec(&self, plan: DelegatePlan, fds: Fds) -> Result<ExecReply, ClientError> {
+        self.exec_started(Op::Delegate(Box::new(plan)), fds).await
+    }
+
+    /// Runs another runtime's command to its end.
+    ///
+    /// # Errors
+    /// As [`Keeper::delegate_launch`].
+    pub async fn delegate_command(&self, plan: DelegatePlan, fds: Fds) -> Result<(), ClientError> {
+        match self.call_with(Op::Delegate(Box::new(plan)), fds).await? {
+            (Answer::Done, _) => Ok(()),
             (other, _) => Err(unexpected(&other)),
         }
     }

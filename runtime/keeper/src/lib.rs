@@ -10,6 +10,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod delegate;
 pub mod plan;
 pub mod program;
 pub mod protocol;

@@ -12,6 +12,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::delegate::DelegatePlan;
 use crate::plan::{ExecPlan, InitPlan, LaunchPlan};
 
 /// Version of this protocol. A keeper of another version is upgraded by the daemon, so every
@@ -106,6 +107,9 @@ pub enum Op {
     Handover(Vec<HandoverContainer>),
     /// Ends the keeper; refused while containers run. Answer: [`Answer::Done`].
     Quit,
+    /// Lets another runtime make a container or exec. Descriptors: those of the plan. Answer:
+    /// [`Answer::Launched`], [`Answer::ExecStarted`] or, for a plain command, [`Answer::Done`].
+    Delegate(Box<DelegatePlan>),
 }
 
 /// Who gets a signal.
@@ -356,6 +360,8 @@ pub enum FailureKind {
     CommandNotExecutable,
     /// A kernel call failed with this error number.
     Os(i32),
+    /// A command of another runtime failed; what it says is in its own log.
+    Command,
 }
 
 impl fmt::Display for ExitHow {

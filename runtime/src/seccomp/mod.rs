@@ -7,6 +7,7 @@
 
 mod compile;
 mod default;
+mod document;
 mod profile;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 
 pub use compile::{Instruction, compile};
 pub use default::default_profile;
+pub use document::document;
 pub use profile::{Action, Condition, Operator, Profile, ProfileError, Rule, parse};
 
 use crate::error::RuntimeError;
@@ -95,16 +97,33 @@ impl Cache {
                 Ok(Some(filter))
             }
             Seccomp::Localhost(path) => {
-                let path = localhost_path(profiles, path)?;
-                let text = read(&path)?;
-                let profile =
-                    parse(&text).and_then(|profile| compile(&profile, Arch::native())).map_err(|error| {
-                        RuntimeError::invalid(format!("seccomp profile {}: {error}", path.display()))
-                    })?;
-                Ok(Some(profile.into()))
+                let profile = localhost(profiles, path)?;
+                let filter = compile(&profile, Arch::native()).map_err(|error| {
+                    RuntimeError::invalid(format!("seccomp profile {}: {error}", path.display()))
+                })?;
+                Ok(Some(filter.into()))
             }
         }
     }
+}
+
+/// The profile itself, for runtimes that compile it by themselves; `None` for `Unconfined`.
+pub fn profile(
+    seccomp: &Seccomp,
+    profiles: &Path,
+    capabilities: u64,
+) -> Result<Option<Profile>, RuntimeError> {
+    Ok(match seccomp {
+        Seccomp::Unconfined => None,
+        Seccomp::RuntimeDefault => Some(default_profile(capabilities & default::RELEVANT)),
+        Seccomp::Localhost(path) => Some(localhost(profiles, path)?),
+    })
+}
+
+fn localhost(profiles: &Path, path: &Path) -> Result<Profile, RuntimeError> {
+    let path = localhost_path(profiles, path)?;
+    parse(&read(&path)?)
+        .map_err(|error| RuntimeError::invalid(format!("seccomp profile {}: {error}", path.display())))
 }
 
 /// Where a `Localhost` profile is: an absolute path as given, else beneath the directory of profiles.

@@ -23,6 +23,11 @@ pub struct Node {
 impl Node {
     /// Opens a runtime, or says why the test is skipped.
     pub async fn open(name: &str) -> Option<Node> {
+        Node::open_with(name, |_| {}).await
+    }
+
+    /// Opens a runtime with other options.
+    pub async fn open_with(name: &str, change: impl FnOnce(&mut Options)) -> Option<Node> {
         if !rustix::process::geteuid().is_root() {
             println!("skipped: needs root");
             return None;
@@ -32,7 +37,8 @@ impl Node {
             return None;
         }
         let dir = tempfile::Builder::new().prefix("orlop-test-").tempdir().expect("a directory");
-        let options = Options::below(dir.path(), format!("orlop-test-{name}-{}", std::process::id()));
+        let mut options = Options::below(dir.path(), format!("orlop-test-{name}-{}", std::process::id()));
+        change(&mut options);
         let image = image(dir.path());
         let mut node = Node { dir, options, image, runtime: None, mounts: mounts() };
         node.reopen().await;

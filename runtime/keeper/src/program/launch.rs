@@ -12,39 +12,44 @@ use rustix::pipe::PipeFlags;
 use sys::process::{Cloned, Strings, ns};
 use sys::{Errno, Result as SysResult};
 
-use super::child::{Job, Streams as ChildStreams, Task, users};
+use super::child::{Job, Streams as ChildStreams, Task as ChildTask, users};
 use super::container::{Container, Output, duplicate, set_nonblocking};
 use super::log::{Lines, LogFile, Stream};
 use super::report::{self, Plan, Severity, Trouble};
 use super::requests::{invalid, os, wrong_state};
 use super::server::{Exec, Server, Source, now};
+use crate::delegate::Task;
 use crate::plan::{ExecPlan, ExecStdio, FdIndex, InitPlan, LaunchPlan, Namespace, Stdio, Step};
 use crate::protocol::{Answer, Failure, FailureKind, Launched, ProcessId, Streams, UnixNanos};
 
 /// A child whose program does not run yet.
 #[derive(Debug)]
 pub struct Pending {
-    number: u64,
-    serial: u32,
-    report: OwnedFd,
-    pid: i32,
-    pidfd: OwnedFd,
-    started_at: UnixNanos,
-    plan: Plan,
-    ends: Ends,
-    log: Option<OwnedFd>,
-    cgroup: Option<OwnedFd>,
-    terminal: Option<OwnedFd>,
-    warnings: Vec<String>,
-    failure: Option<Trouble>,
-    ready: bool,
+    pub(super) number: u64,
+    pub(super) serial: u32,
+    pub(super) report: OwnedFd,
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) started_at: UnixNanos,
+    pub(super) plan: Plan,
+    pub(super) ends: Ends,
+    pub(super) log: Option<OwnedFd>,
+    pub(super) cgroup: Option<OwnedFd>,
+    pub(super) terminal: Option<OwnedFd>,
+    pub(super) warnings: Vec<String>,
+    pub(super) failure: Option<Trouble>,
+    pub(super) ready: bool,
+    /// Whether the process is our child, so that its end can be reaped.
+    pub(super) child: bool,
+    /// Where a delegated start's process id is written.
+    pub(super) directory: Option<OwnedFd>,
     /// Whether the process is another than the one that was cloned: its number is not known yet.
-    born: bool,
+    pub(super) born: bool,
 }
 
 /// The keeper's ends of a container's pipes.
 #[derive(Debug, Default)]
-struct Ends {
+pub(super) struct Ends {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
@@ -78,7 +83,7 @@ impl Server {
         let first = if plan.user_namespace.is_some() { 0 } else { flags };
         let (ours, report) = sys::socket::pair().map_err(failed)?;
         let job = Job {
-            task: Task::Launch(&plan),
+            task: ChildTask::Launch(&plan),
             args: Strings::new(plan.process.args.clone()),
             env: Strings::new(plan.process.env.clone()),
             streams,
@@ -113,6 +118,8 @@ impl Server {
             failure: None,
             ready: false,
             born: false,
+            child: true,
+            directory: None,
         };
         self.await_report(pending)
     }
@@ -191,6 +198,8 @@ impl Server {
             failure: None,
             ready: true,
             born: false,
+            child: true,
+            directory: None,
         };
         self.await_report(pending)
     }
@@ -233,7 +242,7 @@ impl Server {
         };
         let (ours, report) = sys::socket::pair().map_err(failed)?;
         let job = Job {
-            task: Task::Exec { plan: &plan, target: target.as_fd() },
+            task: ChildTask::Exec { plan: &plan, target: target.as_fd() },
             args: Strings::new(plan.process.args.clone()),
             env: Strings::new(plan.process.env.clone()),
             streams,
@@ -265,15 +274,20 @@ impl Server {
             failure: None,
             ready: false,
             born: false,
+            child: true,
+            directory: None,
         };
         self.await_report(pending)
     }
 
-    fn check_new(&mut self, id: &str) -> Result<(), Failure> {
+    pub(super) fn check_new(&mut self, id: &str) -> Result<(), Failure> {
         let starts = self.pending.values().any(|p| match &p.plan {
             Plan::Launch(plan) => plan.id == id,
             Plan::Init(init) => init == id,
             Plan::Exec(_) => false,
+            Plan::Delegate(plan) => {
+                matches!(&plan.task, Task::Container { id: of_plan, .. } if of_plan == id)
+            }
         });
         if starts || self.find(id).is_some() {
             let message = format!("start {id}: a container of that id is known; forget it first");
@@ -282,12 +296,12 @@ impl Server {
         Ok(())
     }
 
-    fn serial(&self) -> u32 {
+    pub(super) fn serial(&self) -> u32 {
         self.daemon.as_ref().map_or(0, |daemon| daemon.serial)
     }
 
     /// Makes the child. `pid` is the pid namespace it is born in: a namespace file or a pidfd.
-    fn clone_child(
+    pub(super) fn clone_child(
         &self,
         flags: u64,
         cgroup: Option<BorrowedFd<'_>>,
@@ -320,7 +334,7 @@ impl Server {
     }
 
     /// The pipes of a container: our ends, and theirs for 0, 1 and 2.
-    fn pipes(&self, stdio: Stdio) -> SysResult<(Ends, [Option<OwnedFd>; 3])> {
+    pub(super) fn pipes(&self, stdio: Stdio) -> SysResult<(Ends, [Option<OwnedFd>; 3])> {
         let Stdio::Pipes { stdin } = stdio else { return Ok((Ends::default(), [None, None, None])) };
         let output = || {
             let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -349,7 +363,7 @@ impl Server {
         rustix::fs::openat(self.proc.fd(), path, flags | OFlags::CLOEXEC, Mode::empty())
     }
 
-    fn await_report(&mut self, pending: Pending) -> Result<(), Failure> {
+    pub(super) fn await_report(&mut self, pending: Pending) -> Result<(), Failure> {
         let key = self.new_key();
         let watched = self.watch(&pending.report, Source::Report(key), EventFlags::IN);
         self.pending.insert(key, pending);
@@ -365,7 +379,8 @@ impl Server {
             match sys::socket::receive(&pending.report, &mut bytes) {
                 Ok((0, _)) => break,
                 Ok((len, fds)) => match report::decode(&bytes[..len]) {
-                    Some((Severity::Failure, trouble)) => pending.failure = Some(trouble),
+                    // The first is the cause.
+                    Some((Severity::Failure, trouble)) => drop(pending.failure.get_or_insert(trouble)),
                     Some((Severity::Warning, trouble)) => {
                         pending.warnings.push(report::sentence(&pending.plan, trouble));
                     }
@@ -397,7 +412,9 @@ impl Server {
         } else {
             Ok(())
         };
-        let outcome = if let Some(trouble) = pending.failure {
+        let outcome = if matches!(pending.plan, Plan::Delegate(_)) {
+            self.delegated(pending)
+        } else if let Some(trouble) = pending.failure {
             // It said its last word and exits; nobody else reaps it.
             let _ = sys::process::wait(&pending.pidfd);
             Err(report::failure(&pending.plan, trouble))
@@ -427,9 +444,11 @@ impl Server {
         if self.serial() == serial {
             self.reply(number, outcome);
         }
+        // What was left alone because this start might have owned it.
+        self.reap_strays();
     }
 
-    fn exec_started(
+    pub(super) fn exec_started(
         &mut self,
         pending: Pending,
         container: String,
@@ -448,10 +467,14 @@ impl Server {
         Ok((pending.pid, fds))
     }
 
-    fn container_started(&mut self, pending: Pending) -> Result<(Answer, Vec<OwnedFd>), Failure> {
+    pub(super) fn container_started(&mut self, pending: Pending) -> Result<(Answer, Vec<OwnedFd>), Failure> {
         let (id, init, stdio, stdin_once) = match pending.plan {
             Plan::Launch(plan) => (plan.id.clone(), false, plan.stdio, plan.stdin_once),
             Plan::Init(id) => (id, true, Stdio::Null, false),
+            Plan::Delegate(plan) => match plan.task {
+                Task::Container { id, stdio, stdin_once, .. } => (id, false, stdio, stdin_once),
+                _ => return Err(invalid("a command is no container")),
+            },
             Plan::Exec(_) => return Err(invalid("an exec is no container")),
         };
         let what = format!("start {id}");
@@ -470,7 +493,7 @@ impl Server {
             process,
             started_at: pending.started_at,
             pidfd: Some(pending.pidfd),
-            child: true,
+            child: pending.child,
             exit: None,
             stdio,
             stdin_once,
@@ -557,7 +580,7 @@ fn exec_indexes(plan: &ExecPlan) -> impl Iterator<Item = FdIndex> {
 }
 
 /// The child and `launch` index without checking again.
-fn check_indexes(indexes: impl IntoIterator<Item = FdIndex>, count: usize) -> Result<(), Failure> {
+pub(super) fn check_indexes(indexes: impl IntoIterator<Item = FdIndex>, count: usize) -> Result<(), Failure> {
     match indexes.into_iter().find(|index| usize::from(index.0) >= count) {
         Some(index) => {
             Err(invalid(format!("the plan names descriptor {}, but {count} came with it", index.0)))

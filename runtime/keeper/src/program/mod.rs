@@ -7,6 +7,7 @@
 pub mod child;
 pub mod connection;
 pub mod container;
+pub mod delegate;
 pub mod handover;
 pub mod isolate;
 pub mod launch;

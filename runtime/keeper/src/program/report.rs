@@ -4,7 +4,10 @@
 //! has the plan and finds the words. The end of the socket without a failure is the success.
 
 use sys::Errno;
+use sys::process::ExitStatus;
 
+use super::delegate;
+use crate::delegate::DelegatePlan;
 use crate::plan::{ExecPlan, LaunchPlan, ProcessPlan, Step};
 use crate::protocol::{Failure, FailureKind};
 
@@ -89,6 +92,10 @@ numbered! {
         Exec => "run the program",
         /// Closing what is not the program's.
         Descriptors => "close descriptors",
+        /// The mounts that another runtime's commands see.
+        Mounts => "prepare the mounts of the runtime",
+        /// Another runtime's command.
+        Command => "run the runtime",
     }
 }
 
@@ -161,6 +168,12 @@ numbered! {
         CloseRange => "close_range",
         /// See its name.
         Send => "sendmsg",
+        /// See its name.
+        Clone => "clone3",
+        /// See its name.
+        Wait => "waitid",
+        /// See its name.
+        Accept => "accept",
     }
 }
 
@@ -187,6 +200,20 @@ impl<T> At<T> for sys::Result<T> {
     fn at(self, stage: Stage, op: Op) -> Result<T, Trouble> {
         self.map_err(|errno| Trouble { stage, op, index: 0, errno })
     }
+}
+
+/// The end of a command as the lower half of a report's index.
+pub fn exit_bits(ended: ExitStatus) -> u32 {
+    match ended {
+        ExitStatus::Code(code) => code as u32 & 0xff,
+        ExitStatus::Signal(signal) => 0x100 | signal as u32 & 0xff,
+    }
+}
+
+/// What [`exit_bits`] encoded.
+pub fn exit_of(bits: u32) -> ExitStatus {
+    let number = (bits & 0xff) as i32;
+    if bits & 0x100 == 0 { ExitStatus::Code(number) } else { ExitStatus::Signal(number) }
 }
 
 /// Bytes of an encoded report.
@@ -230,6 +257,8 @@ pub enum Plan {
     Exec(Box<ExecPlan>),
     /// An init, by its id.
     Init(String),
+    /// Something that another runtime makes.
+    Delegate(Box<DelegatePlan>),
 }
 
 impl Plan {
@@ -237,13 +266,16 @@ impl Plan {
         match self {
             Plan::Launch(plan) => Some(&plan.process),
             Plan::Exec(plan) => Some(&plan.process),
-            Plan::Init(_) => None,
+            Plan::Init(_) | Plan::Delegate(_) => None,
         }
     }
 }
 
 /// The failure that a report means, in words.
 pub fn failure(plan: &Plan, trouble: Trouble) -> Failure {
+    if let Plan::Delegate(plan) = plan {
+        return delegate::failure(plan, trouble);
+    }
     if trouble.stage == Stage::Exec
         && let Some(process) = plan.process()
     {

@@ -44,6 +44,7 @@ impl Server {
                 Some(Ok((Answer::TakenOver(self.take_over(containers, fds)), Vec::new())))
             }
             Op::Quit => Some(self.quit()),
+            Op::Delegate(plan) => self.delegate(number, plan, fds).err().map(Err),
         };
         if let Some(outcome) = outcome {
             self.reply(number, outcome);

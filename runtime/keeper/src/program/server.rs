@@ -36,6 +36,8 @@ pub enum Source {
     Output(u32, Stream),
     /// An exec's process.
     Exec(u32),
+    /// Signals of children's ends, for those that were not started here.
+    Children,
 }
 
 impl Source {
@@ -48,6 +50,7 @@ impl Source {
             Source::Output(key, Stream::Stdout) => (4, key),
             Source::Output(key, Stream::Stderr) => (5, key),
             Source::Exec(key) => (6, key),
+            Source::Children => (7, 0),
         };
         kind << 32 | u64::from(key)
     }
@@ -62,6 +65,7 @@ impl Source {
             4 => Source::Output(key, Stream::Stdout),
             5 => Source::Output(key, Stream::Stderr),
             6 => Source::Exec(key),
+            7 => Source::Children,
             _ => return None,
         })
     }
@@ -94,6 +98,8 @@ pub struct Server {
     pub(super) own_pid_namespace: OwnedFd,
     pub(super) program: OwnedFd,
     pub(super) quit: bool,
+    /// Signals of children's ends; only once something was delegated.
+    pub(super) signals: Option<OwnedFd>,
     /// Soft and hard limit of open files that the keeper was started with: what children get.
     pub(super) descriptor_limit: (u64, u64),
     packet: Vec<u8>,
@@ -113,7 +119,7 @@ impl Server {
         let open = |path, flags| rustix::fs::openat(proc.fd(), path, flags | OFlags::CLOEXEC, Mode::empty());
         let own_pid_namespace = step("open the own pid namespace", open(c"self/ns/pid", OFlags::RDONLY))?;
         let program = step("open the own program", open(c"self/exe", OFlags::PATH))?;
-        let server = Server {
+        let mut server = Server {
             epoll: step("create an epoll", epoll::create(epoll::CreateFlags::CLOEXEC))?,
             listener,
             daemon: None,
@@ -126,12 +132,17 @@ impl Server {
             own_pid_namespace,
             program,
             quit: false,
+            signals: None,
             descriptor_limit: raise_descriptor_limit(),
             packet: vec![0; wire::BUFFER],
             chunk: vec![0; CHUNK],
             records: Vec::new(),
         };
         step("watch the listening socket", server.watch(&server.listener, Source::Listener, EventFlags::IN))?;
+        if step("ask whose parent this is", sys::children::is_subreaper())? {
+            // A keeper before an upgrade was.
+            step("become the parent of orphans", server.adopt_orphans())?;
+        }
         Ok(server)
     }
 
@@ -169,6 +180,7 @@ impl Server {
             Source::Process(key) => self.process_ready(key, flags),
             Source::Output(key, stream) => self.output_ready(key, stream),
             Source::Exec(key) => self.exec_ready(key),
+            Source::Children => self.children_ended(),
         }
     }
 
@@ -263,7 +275,7 @@ impl Server {
         }
     }
 
-    fn process_ready(&mut self, key: u32, flags: EventFlags) {
+    pub(super) fn process_ready(&mut self, key: u32, flags: EventFlags) {
         let Some(container) = self.containers.get_mut(&key) else { return };
         let Some(pidfd) = &container.pidfd else { return };
         let how = if container.child {
@@ -303,7 +315,7 @@ impl Server {
         self.tell(Event::Exited { id, exit });
     }
 
-    fn exec_ready(&mut self, key: u32) {
+    pub(super) fn exec_ready(&mut self, key: u32) {
         let Some(exec) = self.execs.get(&key) else { return };
         let how = match sys::process::reap(&exec.pidfd) {
             Ok(Some(status)) => exit_how(status),
@@ -382,6 +394,7 @@ mod tests {
             Source::Output(7, Stream::Stdout),
             Source::Output(7, Stream::Stderr),
             Source::Exec(u32::MAX),
+            Source::Children,
         ];
         for source in sources {
             assert_eq!(Source::from_token(source.token()), Some(source));

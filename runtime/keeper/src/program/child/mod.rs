@@ -7,6 +7,7 @@
 mod identity;
 mod paths;
 mod root;
+pub mod stage;
 pub mod users;
 
 use std::cell::Cell;

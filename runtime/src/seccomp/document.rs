@@ -1,0 +1,91 @@
+//! A profile as the OCI spec's `linux.seccomp`, for runtimes that compile it by themselves. Pure.
+
+use serde_json::{Value, json};
+
+use super::Arch;
+use super::profile::{Action, Operator, Profile};
+
+/// The profile as JSON.
+pub fn document(profile: &Profile, architectures: &[Arch]) -> Value {
+    let (default_action, default_errno) = action(profile.default_action);
+    let rules: Vec<Value> = profile
+        .rules
+        .iter()
+        .map(|rule| {
+            let (action, errno) = action(rule.action);
+            let args: Vec<Value> = rule
+                .conditions
+                .iter()
+                .map(|condition| {
+                    json!({
+                        "index": condition.index,
+                        "value": condition.value,
+                        "valueTwo": condition.value_two,
+                        "op": operator(condition.op),
+                    })
+                })
+                .collect();
+            let mut document = json!({ "names": rule.names, "action": action });
+            if let Some(errno) = errno {
+                document["errnoRet"] = errno.into();
+            }
+            if !args.is_empty() {
+                document["args"] = args.into();
+            }
+            document
+        })
+        .collect();
+    let architectures: Vec<&str> = architectures.iter().map(|arch| name(*arch)).collect();
+    let mut document =
+        json!({ "defaultAction": default_action, "architectures": architectures, "syscalls": rules });
+    if let Some(errno) = default_errno {
+        document["defaultErrnoRet"] = errno.into();
+    }
+    document
+}
+
+fn action(action: Action) -> (&'static str, Option<u16>) {
+    match action {
+        Action::Allow => ("SCMP_ACT_ALLOW", None),
+        Action::Log => ("SCMP_ACT_LOG", None),
+        Action::Errno(number) => ("SCMP_ACT_ERRNO", Some(number)),
+        Action::Trap => ("SCMP_ACT_TRAP", None),
+        Action::Trace(number) => ("SCMP_ACT_TRACE", Some(number)),
+        Action::KillThread => ("SCMP_ACT_KILL", None),
+        Action::KillProcess => ("SCMP_ACT_KILL_PROCESS", None),
+    }
+}
+
+fn operator(operator: Operator) -> &'static str {
+    match operator {
+        Operator::Ne => "SCMP_CMP_NE",
+        Operator::Lt => "SCMP_CMP_LT",
+        Operator::Le => "SCMP_CMP_LE",
+        Operator::Eq => "SCMP_CMP_EQ",
+        Operator::Ge => "SCMP_CMP_GE",
+        Operator::Gt => "SCMP_CMP_GT",
+        Operator::MaskedEq => "SCMP_CMP_MASKED_EQ",
+    }
+}
+
+fn name(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "SCMP_ARCH_X86_64",
+        Arch::X86 => "SCMP_ARCH_X86",
+        Arch::X32 => "SCMP_ARCH_X32",
+        Arch::Aarch64 => "SCMP_ARCH_AARCH64",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{default_profile, parse};
+    use super::*;
+
+    #[test]
+    fn a_profile_survives_the_way() {
+        let profile = default_profile(0);
+        let text = document(&profile, Arch::native()).to_string();
+        assert_eq!(parse(&text).expect("our own document"), profile);
+    }
+}
