@@ -169,8 +169,6 @@ numbered! {
         /// See its name.
         Send => "sendmsg",
         /// See its name.
-        Clone => "clone3",
-        /// See its name.
         Wait => "waitid",
         /// See its name.
         Accept => "accept",
