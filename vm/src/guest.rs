@@ -286,6 +286,10 @@ impl Guest {
     /// It is off already, was not booted as durable, or QEMU does not end.
     pub async fn cut_power(&self) -> anyhow::Result<()> {
         ensure!(self.options.durable, "{} would lose its root disk: boot it as durable", self.name());
+        if matches!(self.options.data, Some(Backing::Logged { .. })) {
+            // The log of writes must not have holes where one was under way.
+            self.freeze().await?;
+        }
         let (mut qemu, connection) = self.running.lock().await.take().context("the guest is off")?;
         qemu.kill().await.context("kill QEMU")?;
         drop(connection);

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod guest;
 pub mod image;
 pub mod node;
+pub mod outage;
 pub mod place;
 pub mod pods;
 pub mod qemu;

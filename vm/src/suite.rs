@@ -12,8 +12,10 @@ use anyhow::{Context, ensure};
 use futures::FutureExt;
 use tokio::sync::Mutex;
 
+use crate::accel::Accel;
 use crate::disk::Share;
 use crate::guest::Init;
+use crate::image::Image;
 use crate::node::Node;
 use crate::{Guest, GuestOptions, place};
 
@@ -46,13 +48,21 @@ pub struct Lab {
     plain: Mutex<Option<Arc<Guest>>>,
     systemd: Mutex<Option<Arc<Guest>>>,
     node: Mutex<Option<Arc<Node>>>,
+    /// All guests of this test: the shared ones, and those of its own, which live until its logs are saved.
+    guests: Mutex<Vec<Arc<Guest>>>,
 }
 
 impl Lab {
     fn new() -> anyhow::Result<Lab> {
         let share = place::run_directory()?.join("share");
         Share::usual()?.make(&share)?;
-        Ok(Lab { share, plain: Mutex::new(None), systemd: Mutex::new(None), node: Mutex::new(None) })
+        Ok(Lab {
+            share,
+            plain: Mutex::new(None),
+            systemd: Mutex::new(None),
+            node: Mutex::new(None),
+            guests: Mutex::new(Vec::new()),
+        })
     }
 
     /// The guest with the plain init, shared by the tests. They run one after another.
@@ -84,6 +94,7 @@ impl Lab {
     pub async fn boot(&self, options: GuestOptions) -> anyhow::Result<Arc<Guest>> {
         let start = Instant::now();
         let guest = Arc::new(Guest::boot(options).await?);
+        self.guests.lock().await.push(Arc::clone(&guest));
         println!(
             "  (guest {} booted in {:.1} s, {:?})",
             guest.name(),
@@ -129,9 +140,15 @@ impl Lab {
         Ok(guest)
     }
 
-    async fn shared(&self) -> Vec<Arc<Guest>> {
+    async fn guests(&self) -> Vec<Arc<Guest>> {
+        self.guests.lock().await.clone()
+    }
+
+    /// Ends the guests of the test that has ended, but not the shared ones.
+    async fn keep_only_shared(&self) {
         let (plain, systemd) = tokio::join!(self.plain.lock(), self.systemd.lock());
-        plain.iter().chain(systemd.iter()).cloned().collect()
+        let shared = |guest: &Arc<Guest>| plain.iter().chain(systemd.iter()).any(|s| Arc::ptr_eq(s, guest));
+        self.guests.lock().await.retain(shared);
     }
 
     /// The next test gets fresh guests: nobody knows what a failed one left in them.
@@ -144,7 +161,7 @@ impl Lab {
     /// Core dumps since the last call.
     async fn cores(&self) -> anyhow::Result<Vec<String>> {
         let mut all = Vec::new();
-        for guest in self.shared().await {
+        for guest in self.guests().await {
             let list = guest
                 .ok("ls /cores && mkdir -p /cores/seen && mv /cores/core.* /cores/seen 2>/dev/null; :")
                 .await?;
@@ -155,9 +172,14 @@ impl Lab {
 
     async fn save(&self, name: &str) -> anyhow::Result<PathBuf> {
         let target = place::results().join(name.replace("::", "-"));
-        for guest in self.shared().await {
-            let logs =
-                ["/nodes/*/daemon.log", "/nodes/*/etc/config.yaml", "/nodes/*/run/orlop", "/nodes/*/log"];
+        for guest in self.guests().await {
+            let logs = [
+                "/nodes/*/daemon.log",
+                "/nodes/*/etc/config.yaml",
+                "/nodes/*/run/orlop",
+                "/nodes/*/log",
+                "/data/node/daemon.log",
+            ];
             guest.save(&logs, &target.join(guest.name())).await?;
         }
         Ok(target)
@@ -198,6 +220,9 @@ pub fn main(cases: &[&'static [Case]]) -> ExitCode {
 async fn run(cases: &[&Case]) -> anyhow::Result<()> {
     let start = Instant::now();
     println!("running {} tests in guests", cases.len());
+    let image = Image::ready()?;
+    Accel::chosen(&image).await?;
+    println!("the image is ready after {:.0} s", start.elapsed().as_secs_f64());
     let lab = Lab::new()?;
     let mut failed = Vec::new();
     for case in cases {
@@ -216,6 +241,7 @@ async fn run(cases: &[&Case]) -> anyhow::Result<()> {
                 failed.push(case.name);
             }
         }
+        lab.keep_only_shared().await;
     }
     let seconds = start.elapsed().as_secs();
     let passed = cases.len() - failed.len();

@@ -2,6 +2,7 @@
 
 mod limits;
 mod machines;
+mod power;
 mod resize;
 mod stats;
 mod survival;
@@ -9,5 +10,12 @@ mod survival;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vm::suite::main(&[limits::CASES, resize::CASES, stats::CASES, survival::CASES, machines::CASES])
+    vm::suite::main(&[
+        limits::CASES,
+        resize::CASES,
+        stats::CASES,
+        survival::CASES,
+        machines::CASES,
+        power::CASES,
+    ])
 }
