@@ -127,11 +127,27 @@ fn free(taken: &[Range], length: u32) -> Option<Range> {
     host.checked_add(length).filter(|end| *end < u32::MAX).map(|_| Range { host, length })
 }
 
-/// Lets a container's mounts show the pod's ids. Images have them anyway.
+/// Lets a container's mounts show the pod's ids. Images have them anyway; files on a tmpfs that this kernel cannot
+/// map were made with them (see [`unmapped`]).
 pub fn map(mounts: &mut [cri::Mount], range: Range) {
-    for mount in mounts.iter_mut().filter(|mount| mount.image.is_none()) {
+    let as_they_are = |path: &str| !sys::features::mapped_tmpfs() && on_tmpfs(Path::new(path));
+    for mount in mounts.iter_mut().filter(|mount| mount.image.is_none() && !as_they_are(&mount.host_path)) {
         mount.uid_mappings = range.mappings();
         mount.gid_mappings = range.mappings();
+    }
+}
+
+fn on_tmpfs(path: &Path) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == TMPFS_MAGIC)
+}
+
+/// The pod's ids, if its volumes on a tmpfs must have them on the file system itself, because this kernel (before
+/// 6.3) maps no tmpfs.
+pub fn unmapped(pod_dir: &Path) -> io::Result<Option<Range>> {
+    match find(pod_dir)? {
+        Some(range) if !sys::features::mapped_tmpfs() => Ok(Some(range)),
+        _ => Ok(None),
     }
 }
 

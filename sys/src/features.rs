@@ -34,6 +34,17 @@ pub fn get() -> &'static Features {
     FEATURES.get_or_init(probe)
 }
 
+/// Whether a tmpfs can be mounted with mapped ids (Linux 6.3). Probed once, when first asked.
+pub fn mapped_tmpfs() -> bool {
+    static MAPPED: OnceLock<bool> = OnceLock::new();
+    *MAPPED.get_or_init(|| {
+        let range = crate::namespace::IdRange { host: 65_536, length: 65_536 };
+        let Ok((user, _)) = crate::namespace::create_user(range, range, &[]) else { return false };
+        let tmpfs = crate::mount::create(c"tmpfs", None, &[], 0);
+        tmpfs.is_ok_and(|tmpfs| crate::mount::map_ids(&tmpfs, false, &user).is_ok())
+    })
+}
+
 fn probe() -> Features {
     let tmpfs = crate::mount::create(c"tmpfs", None, &[], 0);
     let cgroup = crate::cgroup::root().ok();

@@ -25,6 +25,7 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 
 use crate::pod::view;
 use crate::quantity;
+use crate::users::Range;
 use payload::Inputs;
 
 /// Why a volume could not be set up. The text is what `kubectl describe` shows.
@@ -72,25 +73,48 @@ fn one(pod_dir: &Path, inputs: &Inputs<'_>, volume: &Volume, now: Timestamp) -> 
     if let Some(host) = &volume.host_path {
         return host_path::check(&host.path, host.type_.as_deref().unwrap_or(""));
     }
+    let unmapped =
+        crate::users::unmapped(pod_dir).map_err(|err| format!("read the pod's user ids: {err}"))?;
     let dir = host_path_of(pod_dir, volume).ok_or("the kind of volume is not supported")?;
     let gid = fs_group(inputs.pod);
     if let Some(source) = &volume.empty_dir {
-        return empty_dir(&dir, source, gid).map_err(|err| format!("make emptyDir: {err}"));
+        return empty_dir(&dir, source, gid, unmapped).map_err(|err| format!("make emptyDir: {err}"));
     }
-    let files = payload::make(inputs, volume)?;
+    let mut files = payload::make(inputs, volume)?;
+    let on_disk = volume.config_map.is_some();
+    let shift = unmapped.filter(|_| !on_disk);
+    let (uid, gid) = owner(gid, shift);
+    if let Some(range) = shift {
+        for file in files.values_mut() {
+            file.uid = Some(range.host.saturating_add(file.uid.unwrap_or(0)));
+        }
+    }
     let write = || -> io::Result<()> {
-        if volume.config_map.is_some() {
+        if on_disk {
             fs::create_dir_all(&dir)?;
         } else {
             mounts::tmpfs(&dir, None, 0o755)?; // Secrets never touch a disk.
         }
-        own(&dir, 0o755, gid)?;
+        own(&dir, 0o755, uid, gid)?;
         atomic::write(&dir, &files, gid, now).map(|_| ())
     };
     write().map_err(|err| format!("write files: {err}"))
 }
 
-fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, gid: Option<u32>) -> io::Result<()> {
+/// Owner and group of a volume, as they stand on its file system.
+fn owner(gid: Option<u32>, shift: Option<Range>) -> (Option<u32>, Option<u32>) {
+    match shift {
+        None => (None, gid),
+        Some(range) => (Some(range.host), Some(range.host.saturating_add(gid.unwrap_or(0)))),
+    }
+}
+
+fn empty_dir(
+    dir: &Path,
+    source: &EmptyDirVolumeSource,
+    gid: Option<u32>,
+    unmapped: Option<Range>,
+) -> io::Result<()> {
     let fresh = !dir.exists();
     match source.medium.as_deref() {
         Some("Memory") => {
@@ -98,20 +122,21 @@ fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, gid: Option<u32>) -> io:
             let size = limit.and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0);
             let mounted = dir.exists() && mounts::is_mounted(dir)?;
             mounts::tmpfs(dir, size, 0o777)?;
-            if mounted { Ok(()) } else { own(dir, 0o777, gid) }
+            let (uid, gid) = owner(gid, unmapped);
+            if mounted { Ok(()) } else { own(dir, 0o777, uid, gid) }
         }
         _ => {
             fs::create_dir_all(dir)?;
             // What containers made of it since then is theirs.
-            if fresh { own(dir, 0o777, gid) } else { Ok(()) }
+            if fresh { own(dir, 0o777, None, gid) } else { Ok(()) }
         }
     }
 }
 
-fn own(dir: &Path, mode: u32, gid: Option<u32>) -> io::Result<()> {
+fn own(dir: &Path, mode: u32, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
     let setgid = if gid.is_some() { 0o2000 } else { 0 };
-    if gid.is_some() {
-        chown(dir, None, gid)?;
+    if uid.is_some() || gid.is_some() {
+        chown(dir, uid, gid)?;
     }
     fs::set_permissions(dir, fs::Permissions::from_mode(mode | setgid))
 }
@@ -134,4 +159,18 @@ pub fn make_pod_dir(pod_dir: &Path) -> io::Result<()> {
 /// Unmounts what is mounted for a pod and removes its volumes; disk-backed emptyDirs are lost with it.
 pub fn tear_down(pod_dir: &Path) -> io::Result<()> {
     mounts::remove_tree(pod_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tmpfs_that_cannot_be_mapped_has_the_pods_ids_itself() {
+        let range = Range { host: 65_536, length: 65_536 };
+        assert_eq!(owner(Some(5), None), (None, Some(5)));
+        assert_eq!(owner(None, None), (None, None));
+        assert_eq!(owner(Some(5), Some(range)), (Some(65_536), Some(65_541)));
+        assert_eq!(owner(None, Some(range)), (Some(65_536), Some(65_536)));
+    }
 }

@@ -28,6 +28,9 @@ const WANTED: [(&str, &str); 6] = [
     ("hugetlb", "huge page limits"),
 ];
 
+/// Controllers that are used where they are, and not missed where they are not: few machines have their devices.
+const WELCOME: [&str; 2] = ["rdma", "misc"];
+
 const KILL_TIME: Duration = Duration::from_secs(10);
 
 /// The node's part of the cgroup2 file system.
@@ -58,7 +61,9 @@ impl Cgroups {
         let available = cgroups.root.controllers()?;
         cgroups.controllers = WANTED
             .iter()
-            .map(|(name, _)| (*name).to_owned())
+            .map(|(name, _)| *name)
+            .chain(WELCOME)
+            .map(str::to_owned)
             .filter(|name| available.contains(name))
             .collect();
         if cgroups.base.is_empty() {

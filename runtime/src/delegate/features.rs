@@ -39,9 +39,13 @@ impl Inner {
         let mut all = Vec::new();
         for name in self.options.handlers.names() {
             let (features, devices) = match self.options.handlers.get(name) {
-                Ok((_, Handler::Native)) => {
-                    (Features { recursive_read_only_mounts: true, user_namespaces: self.capabilities.user_namespaces.is_none() }, Devices::ByUs)
-                }
+                Ok((_, Handler::Native)) => (
+                    Features {
+                        recursive_read_only_mounts: true,
+                        user_namespaces: self.capabilities.user_namespaces.is_none(),
+                    },
+                    Devices::ByUs,
+                ),
                 Ok((_, Handler::Libcontainer(_))) => (self.features(name).await, Devices::ByUs),
                 _ => (self.features(name).await, self.version(name).await),
             };

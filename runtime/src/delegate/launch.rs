@@ -68,7 +68,9 @@ impl Inner {
         make_private(&bundle)?;
         let (rootfs, draft) = match ready {
             Some(ready) => (ready.rootfs, ready.draft),
-            None => (self.mount_root(spec, sandbox)?, self.draft(spec, &record.user, &record.cgroup, sandbox)?),
+            None => {
+                (self.mount_root(spec, sandbox)?, self.draft(spec, &record.user, &record.cgroup, sandbox)?)
+            }
         };
         // Mount points lie on the tmpfs of the pins, which is private, so that nothing reaches other namespaces.
         let places = self.pins.of(sandbox.spec.id.as_str());
@@ -110,7 +112,8 @@ impl Inner {
         for image in images {
             make_private(&image.place)?;
             let scratch = self.pins.scratch();
-            let tree = prepare::open_image(&image.lower, image.sub_path.as_deref(), image.set, None, scratch)?;
+            let tree =
+                prepare::open_image(&image.lower, image.sub_path.as_deref(), image.set, None, scratch)?;
             commands.plan.attach.push((fds.add(tree), path(&image.place)?));
         }
         if let Task::Container { log, cgroup, .. } = &mut commands.plan.task {
