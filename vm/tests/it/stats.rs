@@ -80,6 +80,28 @@ async fn stats_agree_with_the_kernels_files(lab: &Lab) -> anyhow::Result<()> {
     let find = format!("find {}/data -type d -path '*/{}/upper'", node.root, container.id);
     let upper = node.guest.ok(&find).await?;
     ensure!(upper.lines().count() == 1, "the writable layer is not found: {upper:?}");
+    let disk =
+        node.guest.ok(&format!("du -s --block-size=1 '{upper}' | cut -f1; find '{upper}' | wc -l")).await?;
+    let (bytes, inodes) = disk.split_once('\n').context("read du's answer")?;
+    eventually("the writable layer to be measured", || async {
+        let layer = container.stats().await?.writable_layer.context("no writable layer")?;
+        let (told, told_inodes) = (number(&layer.used_bytes), number(&layer.inodes_used));
+        ensure!(
+            told.to_string() == bytes && told_inodes.to_string() == inodes,
+            "told {told} bytes, {told_inodes} inodes; du says {bytes}, {inodes}"
+        );
+        Ok(())
+    })
+    .await?;
+    pod.remove().await
+}
+
+fn some(psi: Option<PsiStats>) -> Option<u64> {
+    psi?.some.map(|some| some.total)
+}
+
+async fn pressure_is_reported(lab: &Lab) -> anyhow::Result<()> {
+    let node = lab.node().await?;
     let disk = node.guest.ok("cat /sys/block/vda/dev").await?;
     let pod = Pod::start(&node).await?;
     // Too little of everything: a fifth of a processor for two loops, a slow disk, little memory for much cache.
