@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
+use crate::images::records::Verification;
+
 /// Everything a [`crate::Kubelet`] needs to know. `Config::new` fills in the usual defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -71,6 +73,51 @@ pub struct Config {
     pub kubelet_version: String,
     /// `providerID`, if a cloud gave the node one.
     pub provider_id: Option<String>,
+    /// How images are pulled and removed.
+    pub images: ImageSettings,
+}
+
+/// How images are pulled and removed.
+#[derive(Clone, Debug)]
+pub struct ImageSettings {
+    /// `maxParallelImagePulls`; 1 for `serializeImagePulls`; `None`: as many as pods want.
+    pub max_parallel_pulls: Option<usize>,
+    /// `imageGCHighThresholdPercent`: from this much of the disk on, unused images are removed; 100: never.
+    pub gc_high_threshold_percent: u32,
+    /// `imageGCLowThresholdPercent`: until so much of it is used.
+    pub gc_low_threshold_percent: u32,
+    /// `imageMinimumGCAge`: younger images stay.
+    pub minimum_gc_age: Duration,
+    /// `imageMaximumGCAge`: images that were unused for longer go; zero: never.
+    pub maximum_gc_age: Duration,
+    /// Docker configurations with the node's credentials; they need not exist.
+    pub docker_configs: Vec<PathBuf>,
+    /// `--image-credential-provider-config`: a file or a directory.
+    pub credential_provider_config: Option<PathBuf>,
+    /// `--image-credential-provider-bin-dir`.
+    pub credential_provider_bin_dir: PathBuf,
+    /// `imagePullCredentialsVerificationPolicy`.
+    pub verification: Verification,
+    /// `preloadedImagesVerificationAllowlist`.
+    pub preloaded_allowlist: Vec<String>,
+}
+
+impl Default for ImageSettings {
+    fn default() -> Self {
+        ImageSettings {
+            max_parallel_pulls: None,
+            gc_high_threshold_percent: 85,
+            gc_low_threshold_percent: 80,
+            minimum_gc_age: Duration::from_secs(120),
+            maximum_gc_age: Duration::ZERO,
+            docker_configs: Vec::new(),
+            credential_provider_config: None,
+            credential_provider_bin_dir: "/usr/libexec/kubernetes/kubelet-plugins/credential-provider/exec"
+                .into(),
+            verification: Verification::default(),
+            preloaded_allowlist: Vec::new(),
+        }
+    }
 }
 
 /// Where the kubelet API listens and whom it lets in.
@@ -149,6 +196,7 @@ impl Config {
             user_ids_per_pod: crate::users::IDS_PER_POD,
             kubelet_version: concat!("v1.36.0+orlop-", env!("CARGO_PKG_VERSION")).into(),
             provider_id: None,
+            images: ImageSettings::default(),
         }
     }
 

@@ -20,6 +20,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::events::Recorder;
 use crate::fleet::{Fleet, Wanted};
+use crate::images::keyring::plugin::PluginError;
+use crate::images::{Images, gc};
 use crate::metrics::{Metrics, count};
 use crate::node::{self, facts};
 use crate::objects::{Files, Objects};
@@ -54,6 +56,9 @@ pub enum StartError {
     /// The container runtime does not answer.
     #[error("ask the container runtime for its version: {0}")]
     Runtime(String),
+    /// The credential provider plugins are not usable.
+    #[error("set up the credential providers for images")]
+    Credentials(#[source] PluginError),
     /// Neither an apiserver nor a manifests directory: there is nothing to do.
     #[error("standalone mode needs a manifests directory: set staticPodPath")]
     NoSource,
@@ -97,6 +102,9 @@ impl Kubelet {
         let shared = Shared {
             objects: Objects::new(client.clone()),
             services: None,
+            images: Arc::new(
+                Images::open(&config.images, &config.root_dir).map_err(StartError::Credentials)?,
+            ),
             events,
             clock,
             metrics,
@@ -130,6 +138,7 @@ impl Kubelet {
         }
         tasks.spawn(follow_events(Arc::clone(&shared), Arc::clone(&fleet)));
         tasks.spawn(rotate_logs(Arc::clone(&shared)));
+        tasks.spawn(gc::run(Arc::clone(&shared)));
         tasks.spawn(follow_sources(Arc::clone(&shared), Arc::clone(&fleet), token.clone()));
         info!(node = shared.config.node_name, runtime = shared.runtime_name, "kubelet is running");
         tokio::select! {
@@ -154,6 +163,7 @@ fn with_services(shared: Arc<Shared>, token: &CancellationToken) -> Shared {
         cri: Arc::clone(&shared.cri),
         objects: shared.objects.clone(),
         events: shared.events.clone(),
+        images: Arc::clone(&shared.images),
         clock: shared.clock,
         metrics: Arc::clone(&shared.metrics),
         runtime_name: shared.runtime_name.clone(),

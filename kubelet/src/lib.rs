@@ -35,5 +35,7 @@ mod users;
 #[cfg(test)]
 mod testing;
 
-pub use config::{ApiConfig, Backoff, Config};
+pub use config::{ApiConfig, Backoff, Config, ImageSettings};
+pub use images::keyring::docker::lookup as docker_credentials;
+pub use images::records::Verification;
 pub use kubelet::{Kubelet, StartError};

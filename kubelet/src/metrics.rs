@@ -55,6 +55,8 @@ counters! {
     log_rotations, "kubelet_log_rotations_total", "Container log files rotated";
     /// Probe outcomes that were not successes.
     probe_failures, "kubelet_probe_failures_total", "Probe runs that failed";
+    /// Images removed to make space, or for their age.
+    images_removed, "kubelet_image_garbage_collected_total", "Images removed because of a full disk or their age";
     /// Events that could not be written.
     events_dropped, "kubelet_events_dropped_total", "Events that could not be written";
 }

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::container::env::{ServiceFacts, service_variables};
 use crate::container::fields::NodeFacts;
 use crate::events::Recorder;
+use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::pod::view;
@@ -29,6 +30,8 @@ pub struct Shared {
     pub services: Option<client::Cache<Service>>,
     /// Events.
     pub events: Recorder,
+    /// Pulls, credentials, what was used when.
+    pub images: Arc<Images>,
     /// The time.
     pub clock: Clock,
     /// Counters.

@@ -18,8 +18,9 @@ struct DockerConfig {
     auths: BTreeMap<String, Entry>,
 }
 
+/// Credentials as docker writes them.
 #[derive(Deserialize, Clone)]
-struct Entry {
+pub(super) struct Entry {
     #[serde(default)]
     username: String,
     #[serde(default)]
@@ -33,18 +34,24 @@ struct Entry {
 }
 
 /// The credentials for an image, most specific path first.
-pub fn matching(image: &str, secrets: &[&Secret]) -> Vec<AuthConfig> {
+#[cfg(test)]
+fn matching(image: &str, secrets: &[&Secret]) -> Vec<AuthConfig> {
+    weighed(image, secrets).into_iter().map(|(_, auth)| auth).collect()
+}
+
+/// The credentials for an image with the length of the path that they are for, most specific first.
+pub(super) fn weighed(image: &str, secrets: &[&Secret]) -> Vec<(usize, AuthConfig)> {
     let (registry, path) = split(image);
     let mut found: Vec<(usize, AuthConfig)> = Vec::new();
     for (server, entry) in secrets.iter().flat_map(|s| entries(s)) {
         if let Some(weight) = weight(&server, &registry, &path)
-            && let Some(auth) = auth(&server, &entry)
+            && let Some(auth) = auth(&registry, &entry)
         {
             found.push((weight, auth));
         }
     }
     found.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
-    found.into_iter().map(|(_, auth)| auth).collect()
+    found
 }
 
 fn entries(secret: &Secret) -> Vec<(String, Entry)> {
@@ -54,7 +61,14 @@ fn entries(secret: &Secret) -> Vec<(String, Entry)> {
     new.map(|c| c.auths).or(old).unwrap_or_default().into_iter().collect()
 }
 
-fn auth(server: &str, entry: &Entry) -> Option<AuthConfig> {
+/// The credentials of an entry, for this registry; `None` if it has none.
+pub(super) fn auth(registry: &str, entry: &Entry) -> Option<AuthConfig> {
+    if [&entry.username, &entry.auth, &entry.identity_token, &entry.registry_token]
+        .iter()
+        .all(|f| f.is_empty())
+    {
+        return None;
+    }
     let (mut username, mut password) = (entry.username.clone(), entry.password.clone());
     if username.is_empty() && !entry.auth.is_empty() {
         let bytes = STANDARD.decode(entry.auth.trim()).ok()?;
@@ -65,7 +79,7 @@ fn auth(server: &str, entry: &Entry) -> Option<AuthConfig> {
     Some(AuthConfig {
         username,
         password,
-        server_address: server.into(),
+        server_address: registry.into(),
         identity_token: entry.identity_token.clone(),
         registry_token: entry.registry_token.clone(),
         ..Default::default()
@@ -88,7 +102,7 @@ pub fn split(image: &str) -> (String, String) {
 }
 
 /// How specifically a server entry names the image's repository; `None` if it doesn't.
-fn weight(server: &str, registry: &str, path: &str) -> Option<usize> {
+pub(super) fn weight(server: &str, registry: &str, path: &str) -> Option<usize> {
     let bare = server.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let (host, prefix) = bare.split_once('/').unwrap_or((bare, ""));
     let host = host.to_lowercase();
@@ -147,5 +161,7 @@ mod tests {
         assert_eq!(users("docker.io/me/app@sha256:00"), ["hub"]);
         assert_eq!(users("a.wild.example/x"), ["w"]);
         assert_eq!(users("a.b.wild.example/x"), [""; 0]);
+        // A runtime takes credentials for the image's registry only, and knows no patterns.
+        assert_eq!(matching("a.wild.example/x", &[&one])[0].server_address, "a.wild.example");
     }
 }

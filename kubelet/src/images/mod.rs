@@ -1,20 +1,62 @@
 //! Makes sure that a container's image is there, as its pull policy says.
 
 pub mod credentials;
+pub mod gc;
+pub mod keyring;
+pub mod records;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
+use crate::config::ImageSettings;
 use crate::container::env::Lookup;
 use crate::container::security::ImageUser;
 use crate::events::Level;
 use crate::pod::view::{self, Member};
 use crate::shared::Shared;
 use crate::status::go_duration;
+
+/// What a kubelet needs for its images, beside the runtime.
+pub struct Images {
+    /// Pulls at a time, in the order of asking; `None`: as many as want.
+    turns: Option<Semaphore>,
+    keyring: keyring::Keyring,
+    /// Who may use what.
+    pub records: records::Records,
+    /// What was used when.
+    pub memory: Mutex<gc::plan::Memory>,
+}
+
+impl Images {
+    /// By the settings; records lie below `root`.
+    ///
+    /// # Errors
+    /// The credential provider plugins cannot be used.
+    pub fn open(
+        settings: &ImageSettings,
+        root: &std::path::Path,
+    ) -> Result<Images, keyring::plugin::PluginError> {
+        let plugins = match &settings.credential_provider_config {
+            Some(config) => keyring::plugin::Plugins::open(config, &settings.credential_provider_bin_dir)?,
+            None => keyring::plugin::Plugins::default(),
+        };
+        let allowed = settings.preloaded_allowlist.clone();
+        Ok(Images {
+            turns: settings.max_parallel_pulls.map(|most| Semaphore::new(most.max(1))),
+            keyring: keyring::Keyring { docker: settings.docker_configs.clone(), plugins },
+            records: records::Records::new(root.join("image_manager"), settings.verification, allowed),
+            memory: Mutex::default(),
+        })
+    }
+}
 
 /// An image that is there.
 #[derive(Clone, Debug)]
@@ -66,39 +108,62 @@ pub async fn ensure(
         reason: "ImageInspectError",
         message: format!("Failed to inspect image \"{image}\": {err}"),
     })?;
+    let references = view::spec(pod).image_pull_secrets.iter().flatten();
+    let secrets: Vec<Arc<Secret>> = references.filter_map(|r| objects.secret(&r.name)).collect();
+    let borrowed: Vec<&Secret> = secrets.iter().map(AsRef::as_ref).collect();
+    let own = keyring::of_secrets(&image, &borrowed);
     match (policy(member.spec), present) {
         (Policy::Never, None) => {
             let message = format!("Container image \"{image}\" is not present with pull policy of Never");
             event(Level::Warning, "ErrImageNeverPull", message.clone());
             return Err(NotReady { reason: "ErrImageNeverPull", message });
         }
-        (Policy::Never | Policy::IfNotPresent, Some(found)) => {
-            event(Level::Normal, "Pulled", format!("Container image \"{image}\" already present on machine"));
-            return Ok(ready(&found));
+        (policy @ (Policy::Never | Policy::IfNotPresent), Some(found)) => {
+            if !shared.images.records.must_pull(&image, &found.id, &own) {
+                let text = format!("Container image \"{image}\" already present on machine");
+                event(Level::Normal, "Pulled", text);
+                return Ok(ready(shared, &found));
+            }
+            if policy == Policy::Never {
+                let message = format!(
+                    "Container image \"{image}\" is present, but was pulled with credentials that this pod does not have, and its pull policy is Never"
+                );
+                event(Level::Warning, "ErrImageNeverPull", message.clone());
+                return Err(NotReady { reason: "ErrImageNeverPull", message });
+            }
         }
         (Policy::Always, _) | (Policy::IfNotPresent, None) => {}
     }
     event(Level::Normal, "Pulling", format!("Pulling image \"{image}\""));
-    let began = Instant::now();
-    let pulled = pull(shared, pod, &image, objects, sandbox, cancel).await;
+    let asked = Instant::now();
+    let pulled = pull(shared, &image, own, sandbox, cancel).await;
     let found = match pulled {
-        Ok(()) => status(shared, &image).await.map_err(|err| err.message().to_owned()),
+        Ok(done) => match status(shared, &image).await {
+            Ok(found) => Ok((found, done)),
+            Err(err) => Err(err.message().to_owned()),
+        },
         Err(err) => Err(err),
     };
     match found {
-        Ok(Some(found)) => {
-            let took = go_duration(Duration::from_millis(began.elapsed().as_millis() as u64));
+        Ok((Some(found), done)) => {
+            let noted = shared.images.records.pulled(&image, &found.id, done.with.as_ref());
+            if let Err(err) = noted {
+                warn!(image, %err, "note who pulled an image; other pods will have to pull it, too");
+            }
+            let shown = |took: Duration| go_duration(Duration::from_millis(took.as_millis() as u64));
             event(
                 Level::Normal,
                 "Pulled",
                 format!(
-                    "Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {} bytes.",
+                    "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
+                    shown(done.took),
+                    shown(asked.elapsed()),
                     found.size
                 ),
             );
-            Ok(ready(&found))
+            Ok(ready(shared, &found))
         }
-        Ok(None) => Err(NotReady {
+        Ok((None, _)) => Err(NotReady {
             reason: "ErrImagePull",
             message: format!("image \"{image}\" was pulled and is not there"),
         }),
@@ -122,35 +187,53 @@ async fn status(shared: &Shared, image: &str) -> Result<Option<cri::Image>, toni
     Ok(answer.image.filter(|i| !i.id.is_empty()))
 }
 
-/// Tries each credential that matches, then none; the first error that isn't about them wins.
+/// A pull that went well.
+struct Done {
+    /// The credentials that did it; `None`: none were needed.
+    with: Option<keyring::Credential>,
+    /// How long it took, without waiting for its turn.
+    took: Duration,
+}
+
+/// Waits for its turn, then tries each credential that matches, or none if there are none.
 async fn pull(
     shared: &Shared,
-    pod: &Pod,
     image: &str,
-    objects: &dyn LookupSync,
+    own: Vec<keyring::Credential>,
     sandbox: cri::PodSandboxConfig,
     cancel: &CancellationToken,
-) -> Result<(), String> {
-    let references = view::spec(pod).image_pull_secrets.iter().flatten();
-    let secrets: Vec<std::sync::Arc<Secret>> = references.filter_map(|r| objects.secret(&r.name)).collect();
-    let borrowed: Vec<&Secret> = secrets.iter().map(AsRef::as_ref).collect();
-    let mut attempts: Vec<Option<cri::AuthConfig>> =
-        credentials::matching(image, &borrowed).into_iter().map(Some).collect();
+) -> Result<Done, String> {
+    let ending = || "the pod is ending".to_owned();
+    let _turn = match &shared.images.turns {
+        None => None,
+        // Cancel-safe: a dropped wait leaves the queue.
+        Some(turns) => match cancel.run_until_cancelled(turns.acquire()).await {
+            Some(turn) => turn.ok(),
+            None => return Err(ending()),
+        },
+    };
+    let began = Instant::now();
+    // Cancel-safe: a plugin whose answer nobody waits for is killed.
+    let found = cancel.run_until_cancelled(shared.images.keyring.lookup(image, own)).await;
+    let mut attempts: Vec<Option<keyring::Credential>> =
+        found.ok_or_else(ending)?.into_iter().map(Some).collect();
     if attempts.is_empty() {
         attempts.push(None);
     }
+    let running = shared.images.records.begin(image);
+    let _running = running.map_err(|err| format!("note the pull: {err}"))?;
     let mut errors: Vec<String> = Vec::new();
-    for auth in attempts {
+    for with in attempts {
         let request = cri::PullImageRequest {
             image: Some(cri::ImageSpec { image: image.into(), ..Default::default() }),
-            auth,
+            auth: with.as_ref().map(|c| c.auth.clone()),
             sandbox_config: Some(sandbox.clone()),
         };
         // Cancel-safe: the runtime goes on with or drops a pull that nobody waits for.
         match cancel.run_until_cancelled(shared.cri.pull_image(request)).await {
-            Some(Ok(_)) => return Ok(()),
+            Some(Ok(_)) => return Ok(Done { with, took: began.elapsed() }),
             Some(Err(err)) => errors.push(err.message().to_owned()),
-            None => return Err("the pod is ending".into()),
+            None => return Err(ending()),
         }
     }
     errors.dedup();
@@ -171,7 +254,8 @@ fn policy(spec: &Container) -> Policy {
     }
 }
 
-fn ready(image: &cri::Image) -> Ready {
+fn ready(shared: &Shared, image: &cri::Image) -> Ready {
+    shared.images.memory.lock().touch(&image.id, shared.clock.now());
     let user = match (&image.uid, image.username.as_str()) {
         (Some(uid), _) => ImageUser::Uid(uid.value),
         (None, "") => ImageUser::Unset,

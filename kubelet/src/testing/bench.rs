@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::events::Recorder;
 use crate::fleet::{Fleet, Wanted};
+use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::objects::{Files, Objects};
 use crate::shared::Shared;
@@ -43,6 +44,7 @@ impl Bench {
             objects: Objects::new(None),
             services: None,
             events: Recorder::start(None, "node1".into(), clock, Arc::clone(&metrics)),
+            images: Arc::new(Images::open(&config.images, &config.root_dir).expect("no plugins")),
             clock,
             metrics,
             runtime_name: "fake".into(),

@@ -24,6 +24,10 @@ struct Inside {
     containers: BTreeMap<String, Run>,
     calls: Vec<String>,
     next: u32,
+    /// Images, and whether the runtime says that it needs them itself.
+    images: BTreeMap<String, (Image, bool)>,
+    /// An image that a container of somebody else uses.
+    used: Option<String>,
 }
 
 struct Run {
@@ -55,6 +59,27 @@ impl FakeCri {
             healthy: AtomicBool::new(true),
             registry_down: AtomicBool::new(false),
         })
+    }
+
+    /// Puts an image there.
+    pub fn put_image(&self, id: &str, size: u64, pinned: bool) {
+        let image = Image { id: id.into(), size, pinned, ..Default::default() };
+        self.inside.lock().images.insert(id.into(), (image, false));
+    }
+
+    /// A container uses the image.
+    pub fn use_image(&self, id: &str) {
+        self.inside.lock().used = Some(id.into());
+    }
+
+    /// The runtime needs the image for something that is no container.
+    pub fn refuse_to_remove(&self, id: &str) {
+        self.inside.lock().images.get_mut(id).expect("an image of that id").1 = true;
+    }
+
+    /// What images are there.
+    pub fn image_ids(&self) -> Vec<String> {
+        self.inside.lock().images.keys().cloned().collect()
     }
 
     /// What was asked so far, each line with the second it was asked in.
@@ -319,6 +344,7 @@ impl Cri for Handle {
                 annotations: c.status.annotations.clone(),
                 ..Default::default()
             })
+            .chain(inside.used.iter().map(|id| Container { image_ref: id.clone(), ..Default::default() }))
             .collect();
         Ok(ListContainersResponse { containers })
     }
@@ -342,6 +368,21 @@ impl Cri for Handle {
         }
         let exit_code = i32::from(!self.0.healthy.load(Ordering::SeqCst));
         Ok(ExecSyncResponse { exit_code, stdout: "sick".into(), ..Default::default() })
+    }
+
+    async fn list_images(&self, _: ListImagesRequest) -> Result<ListImagesResponse, Status> {
+        let images = self.0.inside.lock().images.values().map(|(image, _)| image.clone()).collect();
+        Ok(ListImagesResponse { images })
+    }
+
+    async fn remove_image(&self, request: RemoveImageRequest) -> Result<RemoveImageResponse, Status> {
+        let name = request.image.unwrap_or_default().image;
+        let mut inside = self.0.inside.lock();
+        if inside.images.get(&name).is_some_and(|(_, refuses)| *refuses) {
+            return Err(Status::failed_precondition("in use"));
+        }
+        inside.images.remove(&name);
+        Ok(RemoveImageResponse {})
     }
 
     async fn image_status(&self, request: ImageStatusRequest) -> Result<ImageStatusResponse, Status> {
@@ -377,8 +418,6 @@ impl Cri for Handle {
         update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
         status(StatusRequest) -> StatusResponse;
         runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse;
-        list_images(ListImagesRequest) -> ListImagesResponse;
-        remove_image(RemoveImageRequest) -> RemoveImageResponse;
         image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
     }
 }

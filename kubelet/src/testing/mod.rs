@@ -6,3 +6,5 @@ mod fake_cri;
 mod lifecycle;
 mod probing;
 mod volumes;
+
+pub use bench::Bench;
