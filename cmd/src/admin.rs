@@ -24,7 +24,7 @@ const LONGEST_REQUEST: u64 = 64 << 10;
 /// What is asked.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    Pull { reference: String, creds: Option<String> },
+    Pull { reference: String, auth: Option<Credentials> },
     Import { archive: PathBuf },
     List,
     Remove { name: String },
@@ -33,6 +33,33 @@ pub enum Request {
     Verify { repair: bool },
     Export { names: Vec<String>, file: PathBuf, docker: bool },
     Pin { name: String, pinned: bool },
+}
+
+/// Credentials for a registry. The first that is not empty counts: registry token, identity token, user.
+#[derive(Serialize, Deserialize)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+    pub identity_token: String,
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
+impl Credentials {
+    fn into_auth(self) -> Auth {
+        if !self.registry_token.is_empty() {
+            Auth::RegistryToken(self.registry_token)
+        } else if !self.identity_token.is_empty() {
+            Auth::IdentityToken(self.identity_token)
+        } else {
+            Auth::Basic { username: self.username, password: self.password }
+        }
+    }
 }
 
 /// What is answered.
@@ -130,10 +157,10 @@ async fn act(
     replies: &mpsc::UnboundedSender<Reply>,
 ) -> anyhow::Result<Value> {
     match request {
-        Request::Pull { reference, creds } => {
+        Request::Pull { reference, auth } => {
             let reference: Reference = reference.parse()?;
             let options = PullOptions {
-                auth: credentials(creds)?,
+                auth: auth.map(Credentials::into_auth),
                 progress: Some(progress(replies)),
                 // No pod waits for it, as far as we know.
                 priority: Priority::Prefetch,
@@ -224,12 +251,6 @@ async fn verify(
         all["broken"] = repaired.iter().filter(|r| matches!(r.fate, Fate::InUse { .. })).count().into();
     }
     Ok(all)
-}
-
-fn credentials(creds: Option<String>) -> anyhow::Result<Option<Auth>> {
-    let Some(creds) = creds else { return Ok(None) };
-    let (username, password) = creds.split_once(':').context("credentials are USER:PASSWORD")?;
-    Ok(Some(Auth::Basic { username: username.to_owned(), password: password.to_owned() }))
 }
 
 fn summary(image: &Image) -> Value {

@@ -39,6 +39,8 @@ pub struct NodeFile {
     crash_loop_back_off: CrashLoopBackOff,
     runtimes: BTreeMap<String, RuntimeFile>,
     default_runtime: String,
+    #[serde(flatten)]
+    images: crate::image_config::ImageFile,
 }
 
 /// One runtime handler, by the names that CRI-O and containerd have for its settings.
@@ -96,6 +98,7 @@ pub struct NodeConfig {
     pub container_log_max_files: Option<u32>,
     pub crash_loop_initial: Option<Duration>,
     pub crash_loop_max: Option<Duration>,
+    pub images: crate::image_config::ImageConfig,
     pub handlers: Handlers,
 }
 
@@ -202,6 +205,7 @@ fn merge(paths: Paths, file: NodeFile, flags: &NodeFlags, host: Host) -> anyhow:
             .crash_loop_back_off
             .initial_container_restart_period
             .map(Duration::from_secs),
+        images: file.images.believe(&paths)?,
         crash_loop_max: file.crash_loop_back_off.max_container_restart_period.map(Duration::from_secs),
         handlers: handlers(file.runtimes, file.default_runtime)?,
         paths,

@@ -2,23 +2,27 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use image::Store;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::admin::{self, Reply, Request};
+use crate::admin::{self, Credentials, Reply, Request};
 use crate::config::NodeConfig;
 use crate::flags::ImageCommand;
-use crate::node::registry_config;
+use crate::node::open_images;
 
 /// Runs one command and prints what came of it.
 pub async fn run(config: NodeConfig, command: ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Pull { reference, creds } => {
-            print_images(&ask(&config, Request::Pull { reference, creds }).await?);
+            let auth = match creds {
+                Some(creds) => Some(user(&creds)?),
+                None => docker_credentials(&reference).await,
+            };
+            print_images(&ask(&config, Request::Pull { reference, auth }).await?);
         }
         ImageCommand::Import { archive } => {
             // The daemon has another working directory.
@@ -60,6 +64,26 @@ pub async fn run(config: NodeConfig, command: ImageCommand) -> anyhow::Result<()
     Ok(())
 }
 
+fn user(creds: &str) -> anyhow::Result<Credentials> {
+    let (username, password) = creds.split_once(':').context("credentials are USER:PASSWORD")?;
+    let (username, password) = (username.to_owned(), password.to_owned());
+    Ok(Credentials { username, password, identity_token: String::new(), registry_token: String::new() })
+}
+
+/// What docker's configuration of whoever asks has for an image, its credential helpers included.
+async fn docker_credentials(reference: &str) -> Option<Credentials> {
+    let docker = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
+    let file = docker.or_else(home)?.join("config.json");
+    let found = kubelet::docker_credentials(&[file], reference).await.into_iter().next()?;
+    Some(Credentials {
+        username: found.username,
+        password: found.password,
+        identity_token: found.identity_token,
+        registry_token: found.registry_token,
+    })
+}
+
 /// The last of the words is the archive.
 async fn export(config: &NodeConfig, mut names: Vec<String>, docker: bool) -> anyhow::Result<()> {
     let file = names.pop().context("no archive is named")?;
@@ -96,7 +120,7 @@ async fn ask(config: &NodeConfig, request: Request) -> anyhow::Result<Value> {
     let (replies, queue) = mpsc::unbounded_channel();
     let shown = tokio::spawn(show(queue));
     if !admin::ask(&config.paths.admin_socket(), &request, &replies).await? {
-        let store = Store::open(config.paths.data.join("images"), registry_config(config))?;
+        let store = open_images(config)?;
         admin::answer(&store, request, replies).await;
     } else {
         drop(replies);

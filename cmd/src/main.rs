@@ -8,6 +8,7 @@ mod cleanup;
 mod config;
 mod flags;
 mod image_cli;
+mod image_config;
 mod log;
 mod node;
 mod paths;

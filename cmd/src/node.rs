@@ -57,6 +57,14 @@ pub fn registry_config(config: &NodeConfig) -> image::RegistryConfig {
     }
 }
 
+/// Opens the image store of this node.
+///
+/// # Errors
+/// See [`Store::open_with`].
+pub fn open_images(config: &NodeConfig) -> Result<Store, image::OpenError> {
+    Store::open_with(config.paths.data.join("images"), registry_config(config), config.images.store.clone())
+}
+
 impl Node {
     /// Opens everything and takes the sockets; containers that survived the last daemon are adopted.
     ///
@@ -65,7 +73,7 @@ impl Node {
     pub async fn open(config: &NodeConfig) -> anyhow::Result<Node> {
         // The runtime's lock comes first: it tells of a second daemon on the same root.
         let runtime = Runtime::open(runtime_options(config)).await?;
-        let images = Store::open(config.paths.data.join("images"), registry_config(config))?;
+        let images = open_images(config)?;
         let network = PodNetwork::open(network_config(config)).await?;
         for warning in network.status().await.warnings {
             warn!("{warning}");

@@ -208,6 +208,7 @@ async fn new_kubelet(
         config.container_log_max_size.unwrap_or(settings.container_log_max_size);
     settings.container_log_max_files =
         config.container_log_max_files.unwrap_or(settings.container_log_max_files);
+    settings.images = config.images.kubelet.clone();
     settings.crash_loop.base = config.crash_loop_initial.unwrap_or(settings.crash_loop.base);
     settings.crash_loop.max = config.crash_loop_max.unwrap_or(settings.crash_loop.max);
     Ok(Kubelet::new(settings, client, cri).await?)
