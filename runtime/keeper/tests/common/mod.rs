@@ -106,6 +106,9 @@ impl Fixture {
     pub async fn kill_keeper(&mut self) {
         sys::process::pidfd_signal(self.keepers.last().unwrap(), 9).unwrap();
         while self.events.recv().await.is_some() {}
+        // Its connection closes before its listening socket does.
+        let exit = tokio::io::unix::AsyncFd::new(self.keepers.last().unwrap()).unwrap();
+        exit.readable().await.unwrap().retain_ready();
     }
 
     pub fn keeper_pid(&self) -> i32 {
