@@ -228,6 +228,14 @@ impl Place {
         self.open_with(Limits::default())
     }
 
+    /// Opens the store once nobody else has it any more.
+    pub fn open_soon(&self) -> Store {
+        wait_for("the store's lock", || {
+            !matches!(Store::open(self.root(), RegistryConfig::default()), Err(image::OpenError::Busy { .. }))
+        });
+        self.open()
+    }
+
     pub fn open_with(&self, limits: Limits) -> Store {
         self.open_as(Options { limits, ..Options::default() })
     }
