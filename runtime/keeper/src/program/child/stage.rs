@@ -148,7 +148,7 @@ impl Staging<'_> {
     fn fetch_terminal(&self) -> Result<(), Trouble> {
         let Some(console) = self.plan.console else { return Ok(()) };
         // The command has ended, so the master is there or never comes: the socket does not block.
-        let socket = sys::socket::accept(&self.fd(console)).at(Stage::Console, Op::Accept)?;
+        let socket = sys::socket::accept(self.fd(console)).at(Stage::Console, Op::Accept)?;
         let mut bytes = [0; 512];
         let (_, fds) = sys::socket::receive(&socket, &mut bytes).at(Stage::Console, Op::Accept)?;
         let place = Trouble { stage: Stage::Console, op: Op::Send, index: 0, errno: Errno::PIPE };
