@@ -107,8 +107,10 @@ impl Fixture {
         sys::process::pidfd_signal(self.keepers.last().unwrap(), 9).unwrap();
         while self.events.recv().await.is_some() {}
         // Its connection closes before its listening socket does.
-        let exit = tokio::io::unix::AsyncFd::new(self.keepers.last().unwrap()).unwrap();
-        exit.readable().await.unwrap().retain_ready();
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let mut exit = [PollFd::new(self.keepers.last().unwrap(), PollFlags::IN)];
+        let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut exit, Some(&patience)).unwrap(), 1, "the keeper lives");
     }
 
     pub fn keeper_pid(&self) -> i32 {
