@@ -27,6 +27,7 @@ mod exec;
 mod streaming;
 
 mod images;
+mod metrics;
 mod node;
 mod stats;
 

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use cri_api::v1::*;
+use ipnet::IpNet;
 use tonic::Status;
 
+use crate::error::invalid;
 use crate::server::Inner;
 
 impl Inner {
@@ -69,15 +71,26 @@ impl Inner {
         }
     }
 
+    /// The pods' range is the node's own setting, from its start on: a kubelet that names it with a mistake, or another
+    /// one, is told so instead of being believed.
     pub(crate) fn update_runtime_config(
         &self,
         request: UpdateRuntimeConfigRequest,
-    ) -> UpdateRuntimeConfigResponse {
+    ) -> Result<UpdateRuntimeConfigResponse, Status> {
         let network = request.runtime_config.and_then(|config| config.network_config).unwrap_or_default();
-        if !network.pod_cidr.is_empty() {
-            // Ours is set when the node starts; a kubelet that says the same changes nothing.
-            tracing::debug!(pod_cidr = network.pod_cidr, "the kubelet told the node's pod range");
+        let given = network.pod_cidr.split(',').filter(|cidr| !cidr.is_empty());
+        let given: Vec<IpNet> = given
+            .map(|cidr| {
+                let parsed = cidr.trim().parse();
+                parsed.map_err(|_| invalid(format!("pod_cidr {cidr:?} is no range such as 10.42.0.0/24")))
+            })
+            .collect::<Result<_, _>>()?;
+        let gateways = self.network.gateways();
+        for cidr in given {
+            if !gateways.is_empty() && !gateways.iter().any(|gateway| cidr.contains(gateway)) {
+                tracing::warn!(%cidr, ?gateways, "the kubelet names another pod range than podCIDRs; it is not used");
+            }
         }
-        UpdateRuntimeConfigResponse {}
+        Ok(UpdateRuntimeConfigResponse {})
     }
 }

@@ -236,7 +236,10 @@ impl Inner {
         request: UpdatePodSandboxResourcesRequest,
     ) -> Result<(), Status> {
         let id = self.index.sandbox_id(&request.pod_sandbox_id)?;
-        let Some(resources) = &request.resources else { return Ok(()) };
+        // `resources` is the sum of the containers' and already holds what `overhead` adds: alone it changes nothing.
+        let Some(resources) = &request.resources else {
+            return Err(invalid("no resources are given: nothing could be changed"));
+        };
         let resources = sandbox_spec::resources(resources)?;
         self.runtime.update_sandbox(&sandbox_id(&id)?, resources).await.map_err(status)
     }

@@ -111,7 +111,7 @@ impl Cri for CriServer {
         &self,
         request: UpdateRuntimeConfigRequest,
     ) -> Result<UpdateRuntimeConfigResponse, Status> {
-        Ok(self.inner.update_runtime_config(request))
+        self.inner.update_runtime_config(request)
     }
 
     async fn run_pod_sandbox(&self, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {
@@ -245,6 +245,19 @@ impl Cri for CriServer {
         Ok(ListPodSandboxStatsResponse {
             stats: self.inner.list_sandbox_stats(request.filter.as_ref()).await,
         })
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: ListMetricDescriptorsRequest,
+    ) -> Result<ListMetricDescriptorsResponse, Status> {
+        Ok(self.inner.list_metric_descriptors())
+    }
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: ListPodSandboxMetricsRequest,
+    ) -> Result<ListPodSandboxMetricsResponse, Status> {
+        Ok(ListPodSandboxMetricsResponse { pod_metrics: self.inner.list_sandbox_metrics().await })
     }
 
     async fn container_events(&self) -> Result<ItemStream<ContainerEventResponse>, Status> {

@@ -102,9 +102,10 @@ impl Inner {
     async fn stats_of_sandbox(&self, row: PodSandbox) -> PodSandboxStats {
         let now = view::nanos(jiff::Timestamp::now());
         let mine: Vec<_> = self.container_rows().filter(|c| c.pod_sandbox_id == row.id).collect();
-        let processes = match sandbox_id(&row.id) {
-            Ok(id) => self.runtime.sandbox_stats(&id).await.map_or(0, |stats| stats.pids),
-            Err(_) => 0,
+        let whole = match sandbox_id(&row.id) {
+            // A sandbox that goes away meanwhile uses nothing.
+            Ok(id) => self.runtime.sandbox_stats(&id).await.unwrap_or_default(),
+            Err(_) => Stats::default(),
         };
         let containers = self.stats_of_running(mine).await;
         let netns = sandbox_id(&row.id).ok().and_then(|id| self.runtime.sandbox(&id)).and_then(|s| s.netns);
@@ -119,7 +120,7 @@ impl Inner {
                 labels: row.labels,
                 annotations: row.annotations,
             }),
-            linux: Some(sandbox_sum(now, containers, interfaces, processes)),
+            linux: Some(sandbox_sum(now, containers, interfaces, &whole)),
             windows: None,
         }
     }
@@ -128,7 +129,7 @@ impl Inner {
 /// A container's statistics in CRI's shape. Pure.
 fn container_stats(row: &Container, stats: &Stats, rate: Option<u64>, layers: String) -> ContainerStats {
     let timestamp = view::nanos(stats.at);
-    let psi = |what: &str| stats.pressure.iter().find(|(name, _)| name == what).map(|(_, text)| psi(text));
+    let psi = |what: &str| pressure(stats, what);
     ContainerStats {
         attributes: Some(ContainerAttributes {
             id: row.id.clone(),
@@ -169,12 +170,17 @@ fn container_stats(row: &Container, stats: &Stats, rate: Option<u64>, layers: St
     }
 }
 
+/// The pressure on one resource.
+fn pressure(stats: &Stats, what: &str) -> Option<PsiStats> {
+    stats.pressure.iter().find(|(name, _)| name == what).map(|(_, text)| psi(text))
+}
+
 /// A sandbox's statistics: its containers' added up, and its interfaces'. Pure.
 fn sandbox_sum(
     timestamp: i64,
     containers: Vec<ContainerStats>,
     interfaces: Vec<InterfaceStats>,
-    processes: u64,
+    whole: &Stats,
 ) -> LinuxPodSandboxStats {
     let sum = |of: &dyn Fn(&ContainerStats) -> Option<u64>| value(containers.iter().filter_map(of).sum());
     let cpu =
@@ -194,26 +200,28 @@ fn sandbox_sum(
             timestamp,
             usage_core_nano_seconds: cpu(|c| c.usage_core_nano_seconds.as_ref()),
             usage_nano_cores: cpu(|c| c.usage_nano_cores.as_ref()),
-            psi: None,
+            psi: pressure(whole, "cpu"),
         }),
         memory: Some(MemoryUsage {
             timestamp,
             working_set_bytes: memory(|m| m.working_set_bytes.as_ref()),
-            available_bytes: None,
+            available_bytes: whole
+                .memory_limit_bytes
+                .and_then(|limit| value(limit.saturating_sub(whole.memory_working_set_bytes))),
             usage_bytes: memory(|m| m.usage_bytes.as_ref()),
             rss_bytes: memory(|m| m.rss_bytes.as_ref()),
             page_faults: memory(|m| m.page_faults.as_ref()),
             major_page_faults: memory(|m| m.major_page_faults.as_ref()),
-            psi: None,
+            psi: pressure(whole, "memory"),
         }),
         network: Some(NetworkUsage {
             timestamp,
             default_interface: interfaces.next(),
             interfaces: interfaces.collect(),
         }),
-        process: Some(ProcessUsage { timestamp, process_count: value(processes) }),
+        process: Some(ProcessUsage { timestamp, process_count: value(whole.pids) }),
         containers,
-        io: None,
+        io: pressure(whole, "io").map(|psi| IoUsage { timestamp, psi: Some(psi) }),
     }
 }
 

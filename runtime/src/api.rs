@@ -244,6 +244,17 @@ impl Runtime {
         self.inner.frozen(id)
     }
 
+    /// Files of a cgroup (a container's or sandbox's `cgroup`), as the kernel writes them; those that are not there are
+    /// left out.
+    pub async fn cgroup_files(
+        &self,
+        cgroup: &str,
+        names: &'static [&'static str],
+    ) -> Vec<(&'static str, String)> {
+        let (inner, cgroup) = (self.inner.clone(), cgroup.to_owned());
+        crate::core::blocking(move || inner.files_of(&cgroup, names)).await
+    }
+
     /// What a whole pod uses: processor time, memory, tasks, disk traffic; not its writable layers.
     ///
     /// # Errors

@@ -61,6 +61,13 @@ impl Inner {
         keyed_value(&events, "frozen") == Some(1)
     }
 
+    /// The files of those names in a cgroup, as far as they are there. Blocks.
+    pub fn files_of(&self, cgroup: &str, names: &[&'static str]) -> Vec<(&'static str, String)> {
+        // A cgroup that is gone has no files: its owner ended meanwhile.
+        let Ok(group) = self.cgroups.open_path(cgroup) else { return Vec::new() };
+        names.iter().filter_map(|name| Some((*name, group.read(name).ok()?))).collect()
+    }
+
     /// Measures a cgroup: a container's or a pod's.
     pub fn usage_of(&self, cgroup: &str) -> Result<Stats, RuntimeError> {
         let group = self

@@ -1,5 +1,6 @@
 //! The server on a temporary root, driven over its socket as a kubelet does. Needs root and busybox-static.
 
+mod calls;
 mod lifecycle;
 mod speed;
 mod streams;

@@ -217,7 +217,7 @@ fn last_error(lines: &str) -> Option<String> {
     });
     let text =
         |entry: Value| entry["msg"].as_str().or(entry["fields"]["message"].as_str()).map(str::to_owned);
-    errors.filter_map(text).last()
+    errors.filter_map(text).next_back()
 }
 
 /// Whether a runtime's words mean that the program to run is not there or can't be run.
