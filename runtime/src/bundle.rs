@@ -51,6 +51,11 @@ pub fn config(spec: &Spec, parts: &Parts<'_>) -> Result<(Value, Vec<ImageMount>)
     // Older runtimes refuse newer versions, and nothing here is newer.
     config["ociVersion"] = "1.0.2".into();
     config["root"]["path"] = text(parts.rootfs)?.into();
+    // The library's default is a name of its own, and runtimes refuse one in the node's namespace.
+    let uts = list(&mut config["linux"]["namespaces"]).any(|namespace| namespace["type"] == "uts");
+    if !uts && let Some(fields) = config.as_object_mut() {
+        fields.remove("hostname");
+    }
     let mut images = Vec::new();
     for (mount, document) in spec.mounts().iter().flatten().zip(list(&mut config["mounts"])) {
         match mount.typ().as_deref() {

@@ -224,7 +224,14 @@ fn last_error(lines: &str) -> Option<String> {
 fn means_no_program(words: &str) -> bool {
     let words = words.to_ascii_lowercase();
     let about_program = ["executable file", "exec: \"", "open executable", "exec failed", "execve"];
-    let missing = ["not found", "no such file", "permission denied", "is a directory", "exec format error"];
+    let missing = [
+        "not found",
+        "no such file",
+        "permission denied",
+        "operation not permitted",
+        "is a directory",
+        "exec format error",
+    ];
     about_program.iter().any(|part| words.contains(part)) && missing.iter().any(|part| words.contains(part))
 }
 

@@ -1,5 +1,6 @@
 //! Tests against the kernel: each has directories, a cgroup and a keeper of its own, and removes them.
 
+mod differential;
 mod handlers;
 mod life;
 mod node;
