@@ -69,6 +69,7 @@ async fn a_power_cut_leaves_a_node_that_comes_up(lab: &Lab) -> anyhow::Result<()
     let disk = Disk::new(&place::run_directory()?, 2048)?;
     let options = GuestOptions { durable: true, data: Some(disk.backing()), ..lab.options("power") };
     let guest = lab.boot(options).await?;
+    guest.ok("mountpoint -q /data").await.context("the disk that forgets is not mounted")?;
     guest.ok(FILL).await.context("fill the registry")?;
     guest.ok(SERVE).await.context("start the registry")?;
     let config = "registryConfigDir: /data/hosts\n";
@@ -88,6 +89,7 @@ async fn a_power_cut_leaves_a_node_that_comes_up(lab: &Lab) -> anyhow::Result<()
         }
         guest.cut_power().await?;
         let outcome = disk.settle(round)?;
+        ensure!(outcome != vm::outage::Outcome::default(), "round {round}: nothing was written");
         guest.power_on().await?;
         node.launch().await.with_context(|| format!("round {round}, cut after {late:?}: {outcome:?}"))?;
         let verified = node.orlop("image verify").await?;
