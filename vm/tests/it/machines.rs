@@ -2,10 +2,9 @@
 
 use anyhow::ensure;
 use vm::guest::Network;
-use vm::outage::Disk;
-use vm::{GuestOptions, Lab, eventually, place};
+use vm::{GuestOptions, Lab, eventually};
 
-vm::cases![guests_meet_are_cut_off_frozen_and_killed, what_was_flushed_outlives_a_power_cut];
+vm::cases![guests_meet_are_cut_off_frozen_and_killed];
 
 async fn guests_meet_are_cut_off_frozen_and_killed(lab: &Lab) -> anyhow::Result<()> {
     let network = Network::new()?;
@@ -40,31 +39,4 @@ async fn guests_meet_are_cut_off_frozen_and_killed(lab: &Lab) -> anyhow::Result<
     ensure!(two.boot_id().await? != before, "it never went down");
     ensure!(two.ok("cat /root/kept").await? == "flushed");
     eventually("the guest to answer again", ping).await.map(|_| ())
-}
-
-async fn what_was_flushed_outlives_a_power_cut(lab: &Lab) -> anyhow::Result<()> {
-    let directory = place::run_directory()?.join("forgets");
-    std::fs::create_dir_all(&directory)?;
-    let disk = Disk::new(&directory, 256)?;
-    let options = GuestOptions {
-        durable: true,
-        memory_mib: 512,
-        swap_mib: 0,
-        data: Some(disk.backing()),
-        ..lab.options("forgets")
-    };
-    let guest = lab.boot(options).await?;
-    guest.ok("mountpoint -q /data || { lsblk; dmesg | tail; false; }").await?;
-    for round in 1..=2 {
-        let write =
-            "seq 100000 > /data/kept && sync && dd if=/dev/zero of=/data/lost bs=64k count=64 oflag=direct";
-        guest.ok(write).await?;
-        guest.cut_power().await?;
-        let outcome = disk.settle(round)?;
-        println!("  {outcome:?}");
-        ensure!(outcome.flushed > 0 && outcome.lost > 0, "{outcome:?}");
-        guest.power_on().await?;
-        ensure!(guest.ok("wc -l < /data/kept").await? == "100000");
-    }
-    Ok(())
 }

@@ -2,7 +2,6 @@
 
 mod limits;
 mod machines;
-mod power;
 mod resize;
 mod stats;
 mod survival;
@@ -10,12 +9,5 @@ mod survival;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vm::suite::main(&[
-        limits::CASES,
-        resize::CASES,
-        stats::CASES,
-        survival::CASES,
-        machines::CASES,
-        power::CASES,
-    ])
+    vm::suite::main(&[limits::CASES, resize::CASES, stats::CASES, survival::CASES, machines::CASES])
 }
