@@ -12,6 +12,7 @@ mod devices;
 mod host;
 mod mounts;
 mod races;
+mod races_proc;
 mod world;
 
 /// Ends a test early, and says so, where scenarios can't run.
