@@ -68,8 +68,7 @@ impl ImageFile {
     /// The first setting that can't be meant so.
     pub fn believe(self, paths: &Paths) -> anyhow::Result<ImageConfig> {
         let mut store = image::Options::default();
-        let mut kubelet = kubelet::ImageSettings::default();
-        kubelet.max_parallel_pulls = match (self.serialize_image_pulls, self.max_parallel_image_pulls) {
+        let max_parallel_pulls = match (self.serialize_image_pulls, self.max_parallel_image_pulls) {
             (_, Some(0)) => bail!("maxParallelImagePulls can't be 0"),
             (Some(true), Some(2..)) => {
                 bail!("serializeImagePulls is true and maxParallelImagePulls more than 1: choose one")
@@ -77,6 +76,7 @@ impl ImageFile {
             (Some(true), _) => Some(1),
             (_, most) => most,
         };
+        let mut kubelet = kubelet::ImageSettings { max_parallel_pulls, ..Default::default() };
         store.pulls = kubelet.max_parallel_pulls.unwrap_or(store.pulls);
         store.parallel = self.max_parallel_layers.unwrap_or(store.parallel);
         store.per_pull = self.max_parallel_layers_per_image.unwrap_or(store.per_pull);
