@@ -24,6 +24,7 @@ use crate::options::{Capabilities, Options};
 use crate::pins::Pins;
 use crate::record::{self, ContainerRecord, SandboxRecord};
 use crate::seccomp;
+use crate::state::SandboxState;
 
 /// Events that a slow subscriber may lag behind.
 const EVENTS: usize = 4096;
@@ -87,7 +88,12 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
         record::read_all(&paths.sandboxes).map_err(io("read the records of sandboxes".into()))?;
     let containers: Vec<ContainerRecord> =
         record::read_all(&paths.containers).map_err(io("read the records of containers".into()))?;
-    for record in sandboxes {
+    for mut record in sandboxes {
+        if record.state == SandboxState::Ready && !pins.stand(&record.spec) {
+            // Somebody unmounted them, or they were in a mount namespace that is gone.
+            tracing::warn!(sandbox = %record.spec.id, "its namespaces are gone: it is not ready any more");
+            record.state = SandboxState::NotReady;
+        }
         objects.sandboxes.insert(record.spec.id.clone(), SandboxEntry::new(record));
     }
     for record in containers {

@@ -127,6 +127,15 @@ impl Pins {
         Ok(())
     }
 
+    /// Whether all that [`Pins::make`] pinned is there.
+    pub fn stand(&self, spec: &SandboxSpec) -> bool {
+        let dir = self.of(spec.id.as_str());
+        let modes = [&spec.namespaces.net, &spec.namespaces.ipc, &spec.namespaces.uts];
+        let own = |mode: &NamespaceMode| *mode != NamespaceMode::Node;
+        KINDS.iter().zip(modes).all(|((_, name), mode)| !own(mode) || dir.join(name).exists())
+            && (spec.user_namespace.is_none() || dir.join(USER).exists())
+    }
+
     fn make_shm(&self, dir: &Path, size: u64, owner: (u32, u32)) -> Result<(), RuntimeError> {
         let path = dir.join("shm");
         let step = || format!("mount {}", path.display());

@@ -44,7 +44,10 @@ async fn namespaces_of_the_host_and_of_the_pod() -> anyhow::Result<()> {
     let seen = sh("shared", "ps").await?;
     ensure!(seen.contains("sleep 1001") && seen.contains("sleep 1002"), "{seen}");
     let logs = node.kubectl(&["logs", "shared", "--all-containers", "--prefix"]).await?.ok()?;
-    ensure!(logs == "[pod/shared/main] from main\n[pod/shared/second] from second\n", "{logs}");
+    // kubectl asks for them in no order.
+    let mut each: Vec<&str> = logs.lines().collect();
+    each.sort_unstable();
+    ensure!(each == ["[pod/shared/main] from main", "[pod/shared/second] from second"], "{logs}");
     let logs = node.kubectl(&["logs", "-l", "app=shared", "-c", "second"]).await?.ok()?;
     ensure!(logs == "from second\n", "{logs}");
     let said = node.kubectl(&["logs", "shared", "-c", "third"]).await?.err()?;

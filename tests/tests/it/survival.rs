@@ -213,12 +213,28 @@ async fn a_killed_keeper_is_replaced() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_killed_at_once() -> anyhow::Result<()> {
+    all_run_again(|_| Ok(())).await
+}
+
+/// The namespaces of the pods are mounts, which end with the mount namespace that they are in.
+#[tokio::test]
+async fn both_killed_and_the_namespaces_gone() -> anyhow::Result<()> {
+    all_run_again(|node| {
+        let pins = node.root.join("run/ns");
+        rustix::mount::unmount(&pins, rustix::mount::UnmountFlags::DETACH).context("unmount the namespaces")
+    })
+    .await
+}
+
+/// Ten pods run again after the daemon and the keeper were killed, and `between`.
+async fn all_run_again(between: impl FnOnce(&Node) -> anyhow::Result<()>) -> anyhow::Result<()> {
     needs_root!();
     let mut node = Node::start().await?;
     ten_pods(&node).await?;
     let before = census(&node).await?;
     signal(node.keeper_pid()?, Signal::KILL)?;
     node.kill().await?;
+    between(&node)?;
     node.launch().await?;
     let patience = Duration::from_secs(90);
     eventually_within("all pods to run", patience, || async {
