@@ -19,7 +19,7 @@ export ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" ORLOP_TE
 export ORLOP_TEST_CRITEST="$PWD/out/critest"
 
 if wanted unit; then
-  cargo test --workspace --exclude tests --exclude vm --quiet
+  cargo test --workspace --exclude tests --exclude vm --no-fail-fast --quiet
   echo "test: the crates' own tests took $((($(date +%s) - start))) s"
 fi
 if wanted scenarios || wanted critest || wanted vm; then
@@ -30,7 +30,7 @@ if wanted scenarios || wanted critest || wanted vm; then
 fi
 if wanted scenarios; then
   begin=$(date +%s)
-  cargo test --package tests -- --nocapture --test-threads=2
+  cargo test --package tests --no-fail-fast -- --nocapture --test-threads=2
   echo "test: the scenarios took $((($(date +%s) - begin))) s"
 fi
 if [ "$what" = critest ]; then

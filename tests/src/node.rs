@@ -357,8 +357,13 @@ fn end_now(daemon: &mut Child) {
     }
     let Some(pidfd) = pidfd else { return };
     let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
-    if let Err(err) = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)) {
-        eprintln!("wait for the daemon's end: {err}");
+    loop {
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(err) => return eprintln!("wait for the daemon's end: {err}"),
+            Ok(0) => return eprintln!("wait for the daemon's end: it lives after 5 seconds"),
+            Ok(_) => return,
+        }
     }
 }
 

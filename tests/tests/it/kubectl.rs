@@ -124,6 +124,11 @@ async fn port_forward() -> anyhow::Result<()> {
     let serve = "mkdir /www; echo over the port > /www/index.html; exec httpd -f -p 8080 -h /www";
     node.apply(&pod("http", serve)).await?;
     node.wait_ready("http").await?;
+    eventually("the server in the pod answers", || async {
+        let ask = ["exec", "http", "--", "wget", "-q", "-O-", "http://127.0.0.1:8080/index.html"];
+        node.kubectl(&ask).await?.ok().map(drop)
+    })
+    .await?;
     let mut forward = node.kubectl_running(&["port-forward", "pod/http", "18081:8080"])?;
     forward.line_with("Forwarding from 127.0.0.1:18081").await?;
     for _ in 0..5 {

@@ -142,21 +142,11 @@ async fn objects_in_bulk_and_of_every_kind() -> anyhow::Result<()> {
     node.kubectl(&["run", "r", "--image=localhost/busybox:1", "--restart=Never", "--", "sleep", "1000"])
         .await?
         .ok()?;
-    let said = node
-        .kubectl(&[
-            "run",
-            "once",
-            "--image=localhost/busybox:1",
-            "--restart=Never",
-            "--rm",
-            "-i",
-            "--",
-            "echo",
-            "hi",
-        ])
-        .await?
-        .ok()?;
-    ensure!(said.contains("hi\n"), "{said}");
+    // It speaks when it was spoken to, so kubectl is attached by then.
+    let run = ["run", "once", "--image=localhost/busybox:1", "--restart=Never", "--rm", "-i", "--"];
+    let answer = ["sh", "-c", "read word && echo hi $word"];
+    let said = node.kubectl_with(&[&run[..], &answer].concat(), "there\n").await?.ok()?;
+    ensure!(said.contains("hi there\n"), "{said}");
     node.kubectl(&["wait", "--for=condition=Ready", "pod/r", "--timeout=30s"]).await?.ok()?;
     node.kubectl(&["expose", "pod", "r", "--port=80", "--target-port=8080"]).await?.ok()?;
     let service = node.kubectl(&["get", "service", "r", "-o", "json"]).await?.json()?;
