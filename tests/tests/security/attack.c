@@ -56,20 +56,16 @@ static int report(void) {
     return 0;
 }
 
-// Exchanges two names as fast as it can, for ever.
-__attribute__((noreturn)) static int exchange(const char *a, const char *b) {
-    printf("ready\n");
-    fflush(stdout);
-    for (;;) syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE);
-}
-
-// Exchanges, and lets both ways stand for a moment each.
-__attribute__((noreturn)) static int exchange_slowly(const char *a, const char *b, int microseconds) {
+// Exchanges the names of each pair for ever: for a moment as fast as it can, then each way stands for a while,
+// so that a slow look and a quick one are both met.
+__attribute__((noreturn)) static int race(int microseconds, int count, char **names) {
     printf("ready\n");
     fflush(stdout);
     for (unsigned i = 0;; i++) {
-        syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE);
-        usleep(i % 3 ? microseconds : 1);
+        for (int pair = 0; pair + 1 < count; pair += 2)
+            syscall(SYS_renameat2, AT_FDCWD, names[pair], AT_FDCWD, names[pair + 1], RENAME_EXCHANGE);
+        // An odd number of exchanges between two rests: after each rest it is the other way round.
+        if (i % 31 == 0) usleep(microseconds);
     }
 }
 
@@ -284,6 +280,17 @@ static int mounts(const char *word, int count, char **allowed) {
     return bad != 0;
 }
 
+// Says where file systems are mounted whose directory contains a word.
+static int where(const char *word) {
+    char line[8192], root[4096], point[4096];
+    FILE *f = fopen("/proc/self/mountinfo", "r");
+    if (!f) return 2;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "%*d %*d %*s %4095s %4095s", root, point) == 2 && strstr(root, word)) printf("at %s\n", point);
+    fclose(f);
+    return 0;
+}
+
 // Looks for a name in all that can be reached upwards, and by all descriptors.
 static int climb(const char *name) {
     char path[8192] = "", up[8192];
@@ -311,8 +318,7 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (!strcmp(word, "report")) return report();
     if (!strcmp(word, "sleep")) { puts("ready"); for (;;) pause(); }
-    if (!strcmp(word, "exchange") && argc == 4) return exchange(argv[2], argv[3]);
-    if (!strcmp(word, "exchange-slowly") && argc == 5) return exchange_slowly(argv[2], argv[3], atoi(argv[4]));
+    if (!strcmp(word, "race") && argc > 4) return race(atoi(argv[2]), argc - 3, argv + 3);
     if (!strcmp(word, "trace") && argc == 3) return trace(atoi(argv[2]));
     if (!strcmp(word, "overwrite") && argc == 3) return overwrite(atoi(argv[2]));
     if (!strcmp(word, "scan-unix")) return scan_unix();
@@ -321,6 +327,7 @@ int main(int argc, char **argv) {
     if (!strcmp(word, "masked")) return masked(argc - 2, argv + 2);
     if (!strcmp(word, "settings")) return settings(argc - 2, argv + 2);
     if (!strcmp(word, "mounts") && argc > 2) return mounts(argv[2], argc - 3, argv + 3);
+    if (!strcmp(word, "where") && argc == 3) return where(argv[2]);
     if (!strcmp(word, "climb") && argc == 3) return climb(argv[2]);
     if (!strcmp(word, "link") && argc == 4) { unlink(argv[3]); rmdir(argv[3]); return symlink(argv[2], argv[3]) ? 1 : report(); }
     if (!strcmp(word, "echo")) { for (int i = 2; i < argc; i++) puts(argv[i]); return 0; }

@@ -1,6 +1,7 @@
 //! More races: files below `/proc` and `/dev`, and directories made in volumes.
 
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, ensure};
@@ -8,14 +9,18 @@ use cri_api::v1::*;
 
 use crate::mounts::{MASKED, SETTINGS};
 use crate::needs_root;
-use crate::races::{Tally, race};
+use crate::races::{Met, Round, because, race};
 use crate::world::{Ended, World, bind};
 
-/// Fails if a race went one way only: then nothing was raced.
-fn both_ways(tally: &Tally) -> anyhow::Result<()> {
-    let (started, refused) = (tally.started.load(Ordering::Relaxed), tally.refused.load(Ordering::Relaxed));
-    ensure!(started > 0 && refused > 0, "{started} were started and {refused} refused: there was no race");
-    Ok(())
+/// A refusal with one of these words in it says that the link was met; what ran is judged by `check`.
+fn refused_or(
+    words: &'static [&'static str],
+    check: fn(&Ended) -> anyhow::Result<()>,
+) -> impl Fn(Round<'_>) -> anyhow::Result<Met> + Copy {
+    move |round| match round {
+        Round::Refused(why) => because(why, words),
+        Round::Ended(ended) => check(ended).map(|()| Met::Target),
+    }
 }
 
 /// A directory or file was made on the host when a volume's directory was exchanged for a link in time.
@@ -34,13 +39,14 @@ async fn cve_2024_45310_files_made_through_an_exchanged_directory() -> anyhow::R
     std::fs::create_dir(volume.join("here2"))?;
     symlink(&canary, volume.join("there2"))?;
     let shared = |config: &mut ContainerConfig| config.mounts.push(bind(&volume, "/shared"));
-    world.serve(&pod, &["exchange", "/shared/here", "/shared/there"], shared).await?;
-    world.serve(&pod, &["exchange", "/shared/here2", "/shared/there2"], shared).await?;
+    let pairs = ["race", "300", "/shared/here", "/shared/there", "/shared/here2", "/shared/there2"];
+    world.serve(&pod, &pairs, shared).await?;
     let number = AtomicU32::new(0);
-    let tally = race(
+    let root = world.node.root.to_string_lossy().into_owned();
+    race(
         &world,
         &pod,
-        &["report"],
+        &["where", &root],
         |config| {
             // Names that are never there yet, so that each must be made.
             let number = number.fetch_add(1, Ordering::Relaxed);
@@ -50,10 +56,18 @@ async fn cve_2024_45310_files_made_through_an_exchanged_directory() -> anyhow::R
                 bind(&dir, &format!("/shared/here2/a/b{number}/c")),
             ];
         },
-        Ended::clean,
+        |round| match round {
+            Round::Refused(why) => because(why, &["mount /shared/here"]),
+            Round::Ended(ended) => {
+                // Where the canary's path leads in the container's own root, or beside the link.
+                let canary = canary.to_string_lossy();
+                let through = ended.points().any(|point| point.starts_with(&*canary));
+                ensure!(ended.code == 0 && ended.output.contains("/shared"), "{ended:?}");
+                Ok(if through { Met::Link } else { Met::Target })
+            }
+        },
     )
     .await?;
-    ensure!(tally.started.into_inner() > 0, "no container was started");
     ensure!(std::fs::read_dir(&canary)?.next().is_none(), "something was made in the canary");
     world.end().await
 }
@@ -69,19 +83,12 @@ async fn cve_2023_27561_proc_exchanged_in_a_shared_volume() -> anyhow::Result<()
     std::fs::create_dir_all(volume.join("own/sys/kernel"))?;
     symlink("/proc", volume.join("proc"))?;
     let shared = |config: &mut ContainerConfig| config.mounts.push(bind(&volume, "/shared"));
-    world.serve(&pod, &["exchange-slowly", "/shared/own", "/shared/proc", "100"], shared).await?;
+    world.serve(&pod, &["race", "300", "/shared/own", "/shared/proc"], shared).await?;
     let all = [&["masked"][..], &MASKED].concat();
-    let tally = race(
-        &world,
-        &pod,
-        &all,
-        |config| {
-            config.mounts = vec![bind(&volume, "/shared"), bind(&volume, "/shared/own/sys")];
-        },
-        Ended::no_loot,
-    )
-    .await?;
-    both_ways(&tally)?;
+    let over = |config: &mut ContainerConfig| {
+        config.mounts = vec![bind(&volume, "/shared"), bind(&volume, "/shared/own/sys")];
+    };
+    race(&world, &pod, &all, over, refused_or(&["it leads into procfs"], Ended::no_loot)).await?;
     // The volume in the place of /proc itself is refused, always.
     let ran = world.run(&pod, &["report"], |config| config.mounts.push(bind(&volume, "/proc"))).await?;
     ensure!(ran.is_err(), "a volume was mounted over /proc");
@@ -97,11 +104,10 @@ async fn cve_2025_31133_null_device_exchanged_for_a_link() -> anyhow::Result<()>
     let dev = dev_volume(&world)?;
     symlink("/proc/sys/kernel/core_pattern", dev.join("evil"))?;
     let shared = |config: &mut ContainerConfig| config.mounts.push(bind(&dev, "/shared"));
-    world.serve(&pod, &["exchange-slowly", "/shared/null", "/shared/evil", "100"], shared).await?;
+    world.serve(&pod, &["race", "300", "/shared/null", "/shared/evil"], shared).await?;
     let all = [&["masked"][..], &MASKED].concat();
     let mounted = |config: &mut ContainerConfig| config.mounts = vec![bind(&dev, "/dev")];
-    let tally = race(&world, &pod, &all, mounted, Ended::no_loot).await?;
-    both_ways(&tally)?;
+    race(&world, &pod, &all, mounted, refused_or(&["not the null device"], Ended::no_loot)).await?;
     let ran = world.run(&pod, &[&["settings"][..], &SETTINGS].concat(), |_| {}).await??;
     ran.no_loot()?;
     world.end().await
@@ -124,8 +130,8 @@ async fn cve_2025_52565_terminal_exchanged_for_a_link() -> anyhow::Result<()> {
     std::fs::write(dev.join("console"), "")?;
     symlink("/proc/sys/kernel/core_pattern", dev.join("evil"))?;
     let shared = |config: &mut ContainerConfig| config.mounts.push(bind(&dev, "/shared"));
-    world.serve(&pod, &["exchange-slowly", "/shared/pts", "/shared/fake", "100"], shared).await?;
-    world.serve(&pod, &["exchange-slowly", "/shared/console", "/shared/evil", "100"], shared).await?;
+    let pairs = ["race", "300", "/shared/pts", "/shared/fake", "/shared/console", "/shared/evil"];
+    world.serve(&pod, &pairs, shared).await?;
     let all = [&["settings"][..], &SETTINGS, &["/dev/console"]].concat();
     race(
         &world,
@@ -133,9 +139,10 @@ async fn cve_2025_52565_terminal_exchanged_for_a_link() -> anyhow::Result<()> {
         &all,
         |config| {
             config.tty = true;
-            config.mounts = vec![bind(&dev, "/dev")];
+            // A devpts that goes with the directory when its name does.
+            config.mounts = vec![bind(&dev, "/dev"), bind(Path::new("/dev/pts"), "/dev/pts")];
         },
-        Ended::no_loot,
+        refused_or(&["make the terminal", "console"], Ended::no_loot),
     )
     .await?;
     // Without the volume a terminal is a terminal.
@@ -168,12 +175,12 @@ async fn cve_2025_52881_redirected_writes_to_procfs() -> anyhow::Result<()> {
         })
         .await?;
     let shared = |config: &mut ContainerConfig| config.mounts.push(bind(&volume, "/shared"));
-    world.serve(&pod, &["exchange-slowly", "/shared/own", "/shared/self", "100"], shared).await?;
-    world.serve(&pod, &["exchange-slowly", "/shared/own2", "/shared/sys", "100"], shared).await?;
+    let pairs = ["race", "300", "/shared/own", "/shared/self", "/shared/own2", "/shared/sys"];
+    let attacker = world.serve(&pod, &pairs, shared).await?;
     let decoy = world.volume("decoy")?.join("file");
     std::fs::write(&decoy, "")?;
     let all = [&["settings"][..], &SETTINGS].concat();
-    let tally = race(
+    race(
         &world,
         &pod,
         &all,
@@ -186,17 +193,16 @@ async fn cve_2025_52881_redirected_writes_to_procfs() -> anyhow::Result<()> {
                 bind(&volume, "/shared/own2/kernel"),
             ];
         },
-        Ended::no_loot,
+        refused_or(&["it leads into procfs"], Ended::no_loot),
     )
     .await?;
-    both_ways(&tally)?;
     ensure!(std::fs::read(&decoy)?.is_empty(), "the runtime wrote into the decoy");
-    ensure!(
-        std::fs::read(volume.join("own/oom_score_adj"))
-            .or_else(|_| std::fs::read(volume.join("self/oom_score_adj")))?
-            .is_empty(),
-        "the runtime wrote into the volume"
-    );
+    // The names stand still now; the directory has one of the two.
+    world.remove(&attacker).await?;
+    let own = if volume.join("own").is_symlink() { volume.join("self") } else { volume.join("own") };
+    for file in ["oom_score_adj", "kernel/core_pattern"] {
+        ensure!(std::fs::read(own.join(file))?.is_empty(), "the runtime wrote into {file} of the volume");
+    }
     // What it should have written is written, in a container and in the pod.
     let id = world
         .serve(&pod, &["sleep"], |config| {

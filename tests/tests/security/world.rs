@@ -48,6 +48,11 @@ impl Ended {
         line.get(word.len() + 1..).unwrap_or_default().trim()
     }
 
+    /// The mount points that `where` printed.
+    pub fn points(&self) -> impl Iterator<Item = &str> {
+        self.output.lines().filter_map(|line| line.strip_prefix("at "))
+    }
+
     /// Fails if it got hold of anything.
     pub fn no_loot(&self) -> anyhow::Result<()> {
         ensure!(!self.output.contains("LOOT"), "{}", self.output);
@@ -250,19 +255,19 @@ impl World {
 
     /// Waits for a container's end.
     pub async fn wait(&self, id: &str) -> anyhow::Result<Ended> {
-        let mut looks = tokio::time::interval(Duration::from_millis(3));
+        let mut looks = tokio::time::interval(Duration::from_millis(8));
         let ends = async {
             loop {
                 looks.tick().await;
                 let status = self.status(id).await?;
                 if status.state == ContainerState::ContainerExited as i32 {
-                    return anyhow::Ok(status.exit_code);
+                    return anyhow::Ok(status);
                 }
             }
         };
-        let code =
+        let status =
             tokio::time::timeout(PATIENCE, ends).await.with_context(|| format!("{id} does not end"))??;
-        Ok(Ended { code, output: self.output(id).await? })
+        Ok(Ended { code: status.exit_code, output: printed(&status.log_path)? })
     }
 
     /// A container's status.
@@ -273,23 +278,7 @@ impl World {
 
     /// What a container has printed so far.
     pub async fn output(&self, id: &str) -> anyhow::Result<String> {
-        let path = self.status(id).await?.log_path;
-        let log = match std::fs::read_to_string(&path) {
-            Ok(log) => log,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error).with_context(|| path),
-        };
-        // `time stream F text`; P says that the line goes on.
-        let mut text = String::new();
-        for line in log.lines() {
-            let mut fields = line.splitn(4, ' ').skip(2);
-            let whole = fields.next() == Some("F");
-            text.push_str(fields.next().unwrap_or_default());
-            if whole {
-                text.push('\n');
-            }
-        }
-        Ok(text)
+        printed(&self.status(id).await?.log_path)
     }
 
     /// Runs a command in a container.
@@ -326,6 +315,26 @@ impl World {
         self.host.check()?;
         self.node.end().await
     }
+}
+
+/// What a container's log says that it printed; nothing if there is no log yet.
+fn printed(path: &str) -> anyhow::Result<String> {
+    let log = match std::fs::read_to_string(path) {
+        Ok(log) => log,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| path.to_owned()),
+    };
+    // `time stream F text`; P says that the line goes on.
+    let mut text = String::new();
+    for line in log.lines() {
+        let mut fields = line.splitn(4, ' ').skip(2);
+        let whole = fields.next() == Some("F");
+        text.push_str(fields.next().unwrap_or_default());
+        if whole {
+            text.push('\n');
+        }
+    }
+    Ok(text)
 }
 
 /// Namespace options with this pid namespace.
