@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/out/bin:$(HOME)/.cargo/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help setup-run setup-test setup-lint build run test unit scenarios vm-tests vm images clients bench critest critest-bench lint stop clean
+.PHONY: help setup-run setup-test setup-lint build libcontainer run test unit scenarios vm-tests vm images clients bench critest critest-bench lint stop clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ critest-bench: setup-test build ## Measure the CRI's calls with critest's benchm
 
 build: ## Build the release binary
 	cargo build --release --package orlop
+
+libcontainer: setup-test ## Build orlop-libcontainer, the runtime handler for libcontainer (release)
+	cargo build --release --manifest-path runtime/libcontainer/Cargo.toml --target-dir "$(TARGET)"
 
 images: ## Make the images of the examples and tests from Debian's packages
 	@tests/images/build.sh out/images

@@ -9,6 +9,8 @@ build=(build-essential curl ca-certificates mold)
 run=(nftables busybox-static)
 # crun and runc make containers by handler, and are what our own launcher is compared with.
 test=(git iproute2 jq docker-registry procps util-linux socat crun runc)
+# What orlop-libcontainer is linked with.
+test+=(libseccomp-dev)
 # The guests of the tests in vm/: QEMU, and what makes their image.
 test+=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs cpio kmod openssh-client)
 

@@ -17,8 +17,13 @@ wanted() { [ "$what" = "$1" ] || { [ "$what" = all ] && [ "$1" != vm ]; }; }
 export RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0
 export ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" ORLOP_TEST_IMAGES="$PWD/out/images"
 export ORLOP_TEST_CRITEST="$PWD/out/critest"
+# Both workspaces build into one directory.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 
 if wanted unit; then
+  # A workspace of its own; the runtime's tests run the program that it makes.
+  cargo test --manifest-path runtime/libcontainer/Cargo.toml --quiet
+  cargo build --manifest-path runtime/libcontainer/Cargo.toml --quiet
   cargo test --workspace --exclude tests --exclude vm --no-fail-fast --quiet
   echo "test: the crates' own tests took $((($(date +%s) - start))) s"
 fi
@@ -27,6 +32,7 @@ if wanted scenarios || wanted critest || wanted vm; then
   tests/images/build.sh out/images
   tests/critest/build.sh out/critest out/images/cache
   cargo build --package orlop
+  cargo build --manifest-path runtime/libcontainer/Cargo.toml --quiet
 fi
 if wanted scenarios; then
   begin=$(date +%s)

@@ -65,7 +65,12 @@ enum RuntimeType {
     /// An OCI runtime by its path.
     #[default]
     Oci,
+    /// libcontainer by the program `orlop-libcontainer`.
+    Libcontainer,
 }
+
+/// The program of the runtime type `libcontainer`.
+const LIBCONTAINER: &str = "orlop-libcontainer";
 
 #[derive(Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -246,6 +251,15 @@ fn handlers(file: BTreeMap<String, RuntimeFile>, default: String) -> anyhow::Res
                 );
                 Handler::Oci(oci)
             }
+            RuntimeType::Libcontainer => {
+                ensure!(
+                    (path.as_os_str().is_empty() || path.is_absolute()) && name != NATIVE,
+                    "runtimes.{name}: the runtime type libcontainer needs a runtimePath that is absolute (without one it \
+                     is {LIBCONTAINER} beside this program), and a name other than {NATIVE}"
+                );
+                let path = if path.is_absolute() { path.clone() } else { beside(LIBCONTAINER)? };
+                Handler::Libcontainer(OciRuntime { path, ..oci })
+            }
         };
         if let Some(root) = &runtime.runtime_root {
             ensure!(root.is_absolute(), "runtimes.{name}: runtimeRoot {} is not absolute", root.display());
@@ -260,6 +274,12 @@ fn handlers(file: BTreeMap<String, RuntimeFile>, default: String) -> anyhow::Res
         )
     })?;
     Ok(handlers)
+}
+
+/// A program in the directory of this one.
+fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let here = std::env::current_exe().with_context(|| format!("look for {name} beside this program"))?;
+    Ok(here.with_file_name(name))
 }
 
 /// At most one range of each address family.
@@ -318,9 +338,12 @@ mod tests {
     #[test]
     fn runtimes_are_read() {
         let yaml = "defaultRuntime: crun\nruntimes:\n  crun:\n    runtimePath: /usr/bin/crun\n    \
-                    runtimeRoot: /run/crun\n    runtimeArgs: [--debug]\n  plain: {runtimeType: native}\n";
+                    runtimeRoot: /run/crun\n    runtimeArgs: [--debug]\n  plain: {runtimeType: native}\n  \
+                    youki: {runtimeType: libcontainer}\n";
         let handlers = load(yaml, &NodeFlags::default()).unwrap().handlers;
         assert_eq!(handlers.get("plain").unwrap().1, &Handler::Native);
+        let Handler::Libcontainer(helper) = handlers.get("youki").unwrap().1 else { panic!("{handlers:?}") };
+        assert!(helper.path.is_absolute() && helper.path.ends_with(LIBCONTAINER), "{helper:?}");
         let crun = handlers.get("").unwrap().1.oci().unwrap();
         assert_eq!(
             (crun.path.to_str(), crun.args.as_slice()),
@@ -337,6 +360,7 @@ mod tests {
         assert!(wrong("runtimes: {crun: {runtimePath: bin/crun}}").contains("absolute path"));
         assert!(wrong("runtimes: {Kata: {runtimePath: /k}}").contains("handler's name"));
         assert!(wrong("runtimes: {orlop: {runtimePath: /k}}").contains("other than orlop"));
+        assert!(wrong("runtimes: {lc: {runtimeType: libcontainer, runtimePath: k}}").contains("absolute"));
         assert!(wrong("defaultRuntime: kata").contains("not among runtimes: orlop"));
         assert!(wrong("bridge: a-name-that-is-too-long").contains("--bridge"));
     }

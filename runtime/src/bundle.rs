@@ -94,6 +94,12 @@ pub fn adapt_process(process: &mut Value, sys_resource: bool) {
     if process["terminal"] == true {
         process["consoleSize"] = json!({ "width": 80, "height": 24 });
     }
+    // To libcontainer `false` is not the same as nothing: it loads the seccomp filter too late then, and fails.
+    if process["noNewPrivileges"] == false
+        && let Some(fields) = process.as_object_mut()
+    {
+        fields.remove("noNewPrivileges");
+    }
     // Native launches go on with a warning; other runtimes refuse to start.
     if !sys_resource
         && process["oomScoreAdj"].as_i64().is_some_and(|score| score < 0)

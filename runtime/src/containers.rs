@@ -410,6 +410,13 @@ impl Inner {
         sandbox.is_ok_and(|sandbox| matches!(self.delegate_of(&sandbox), Ok(Some(_))))
     }
 
+    /// Whether another runtime runs further processes in a container.
+    pub fn execs_by_runtime(&self, record: &ContainerRecord) -> bool {
+        let Ok(sandbox) = self.sandbox_record(&record.spec.sandbox) else { return false };
+        let handler = self.options.handlers.get(&sandbox.spec.handler);
+        !sandbox.spec.handler.is_empty() && handler.is_ok_and(|(_, handler)| handler.execs().is_some())
+    }
+
     /// Removes a container. One that does not exist is fine.
     pub async fn remove_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), RuntimeError> {
         let Ok(operation) = self.container_operation(id) else { return Ok(()) };

@@ -23,7 +23,8 @@ pub enum Handler {
     Native,
     /// An OCI runtime.
     Oci(OciRuntime),
-    /// libcontainer, in a helper process of ours.
+    /// libcontainer, in the program `orlop-libcontainer`. Execs are the keeper's: libcontainer gives them no seccomp
+    /// filter.
     Libcontainer(OciRuntime),
 }
 
@@ -80,6 +81,14 @@ impl Handler {
         match self {
             Handler::Native => None,
             Handler::Oci(runtime) | Handler::Libcontainer(runtime) => Some(runtime),
+        }
+    }
+
+    /// The OCI runtime that runs further processes in its containers, unless the keeper does.
+    pub fn execs(&self) -> Option<&OciRuntime> {
+        match self {
+            Handler::Native | Handler::Libcontainer(_) => None,
+            Handler::Oci(runtime) => Some(runtime),
         }
     }
 }

@@ -61,7 +61,7 @@ impl Inner {
             oom_score_adj: record.spec.resources.oom_score_adj,
             stream_owner,
         };
-        let started = match self.is_delegated(&record) {
+        let started = match self.execs_by_runtime(&record) {
             true => self.delegate_exec(&record, plan, fds).await,
             false => {
                 let keeper = self.keeper().await?;

@@ -5,16 +5,27 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
+/// The program that has a workspace of its own.
+const LIBCONTAINER: &str = "runtime/libcontainer/Cargo.toml";
+
 /// Formatting, clippy, tidy and licences; stops at the first that fails.
 pub fn run() -> anyhow::Result<()> {
     cargo("formatting", &["fmt", "--all", "--check"])?;
+    cargo("formatting of orlop-libcontainer", &["fmt", "--manifest-path", LIBCONTAINER, "--check"])?;
     cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"])?;
+    cargo(
+        "clippy of orlop-libcontainer",
+        &["clippy", "--manifest-path", LIBCONTAINER, "--all-targets", "--quiet", "--", "--deny", "warnings"],
+    )?;
     super::tidy()?;
     // Advisories need a database from the network; `cargo deny check` alone asks for them too.
     cargo(
         "licences, sources and bans",
         &["deny", "--log-level", "error", "check", "licenses", "sources", "bans"],
-    )
+    )?;
+    let manifest = ["--manifest-path", LIBCONTAINER, "--log-level", "error", "--config", "deny.toml"];
+    let check = ["check", "licenses", "sources", "bans"];
+    cargo("the same of orlop-libcontainer", &[&["deny"][..], &manifest, &check].concat())
 }
 
 fn cargo(what: &str, args: &[&str]) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Containers made by other OCI runtimes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use runtime::handler::{Handler, OciRuntime};
@@ -10,18 +10,52 @@ use tokio::io::AsyncReadExt;
 
 use crate::node::{LONG, Node};
 
-/// Runtimes of this machine.
-pub fn installed() -> Vec<(&'static str, &'static str)> {
+/// Name of the handler for libcontainer.
+pub const LIBCONTAINER: &str = "libcontainer";
+
+/// Runtimes of this machine, each once.
+pub fn installed() -> Vec<(&'static str, PathBuf)> {
     let known = [("crun", "/usr/bin/crun"), ("runc", "/usr/sbin/runc"), ("runc", "/usr/bin/runc")];
-    let mut found: Vec<_> = known.into_iter().filter(|(_, path)| Path::new(path).exists()).collect();
+    let mut found: Vec<_> = known.into_iter().map(|(name, path)| (name, PathBuf::from(path))).collect();
+    found.push((LIBCONTAINER, libcontainer()));
+    found.retain(|(_, path)| path.exists());
     found.dedup_by_key(|(name, _)| *name);
     found
 }
 
-pub async fn open(test: &str, name: &str, path: &str) -> Option<Node> {
+/// The program `orlop-libcontainer`, a workspace of its own: `scripts/test.sh` builds it into the same directory.
+fn libcontainer() -> PathBuf {
+    let named = std::env::var_os("ORLOP_TEST_LIBCONTAINER").map(PathBuf::from);
+    named.unwrap_or_else(|| {
+        let here = std::env::current_exe().expect("this program's path");
+        let target = here.ancestors().nth(2).expect("a test lies in target/debug/deps");
+        target.join("orlop-libcontainer")
+    })
+}
+
+/// Says what is not there to be tested.
+pub fn say_missing(found: &[(&'static str, PathBuf)]) {
+    for (name, from) in [
+        ("crun", "package crun"),
+        ("runc", "package runc"),
+        (LIBCONTAINER, "cargo build --manifest-path runtime/libcontainer/Cargo.toml"),
+    ] {
+        if !found.iter().any(|(there, _)| *there == name) {
+            println!("skipped: containers by {name}, which is not installed ({from})");
+        }
+    }
+}
+
+/// The handler of a runtime's name.
+pub fn handler(name: &str, path: &Path) -> Handler {
     let runtime = OciRuntime { path: path.into(), ..OciRuntime::default() };
+    if name == LIBCONTAINER { Handler::Libcontainer(runtime) } else { Handler::Oci(runtime) }
+}
+
+pub async fn open(test: &str, name: &str, path: &Path) -> Option<Node> {
+    let handler = handler(name, path);
     Node::open_with(test, |options| {
-        options.handlers.named.insert(name.to_owned(), Handler::Oci(runtime));
+        options.handlers.named.insert(name.to_owned(), handler);
     })
     .await
 }
@@ -34,11 +68,9 @@ pub async fn sandbox(node: &Node, id: &str, handler: &str) -> SandboxId {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_live_by_other_runtimes() {
-    if installed().is_empty() {
-        println!("skipped: neither crun nor runc is installed (packages crun, runc)");
-    }
+    say_missing(&installed());
     for (name, path) in installed() {
-        let Some(mut node) = open(&format!("life-{name}"), name, path).await else { return };
+        let Some(mut node) = open(&format!("life-{name}"), name, &path).await else { return };
         let pod = sandbox(&node, "pod-1", name).await;
         let (exit, output) = node.script(&pod, "c-1", "echo out; echo err >&2; exit 7").await;
         assert_eq!(exit.status, ExitStatus::Code(7), "{name}: {exit:?}");
@@ -96,7 +128,7 @@ async fn containers_live_by_other_runtimes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn terminals_come_from_other_runtimes() {
     for (name, path) in installed() {
-        let Some(node) = open(&format!("tty-{name}"), name, path).await else { return };
+        let Some(node) = open(&format!("tty-{name}"), name, &path).await else { return };
         let pod = sandbox(&node, "pod-1", name).await;
         let mut spec = node.spec(&pod, "c-1", "tty; stty size; sleep 1000");
         spec.tty = true;
@@ -129,7 +161,7 @@ fn blocking(file: std::fs::File) -> std::fs::File {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_wrong_is_said() {
-    let Some(node) = open("wrong", "broken", "/bin/false").await else { return };
+    let Some(node) = open("wrong", "broken", Path::new("/bin/false")).await else { return };
     let mut spec = SandboxSpec::new(SandboxId::new("pod-0").expect("an id"));
     spec.handler = "kata".into();
     let error = node.runtime().create_sandbox(spec).await.expect_err("unknown");
@@ -145,7 +177,7 @@ async fn what_goes_wrong_is_said() {
     node.close().await;
 
     for (name, path) in installed() {
-        let Some(node) = open(&format!("wrong-{name}"), name, path).await else { return };
+        let Some(node) = open(&format!("wrong-{name}"), name, &path).await else { return };
         let pod = sandbox(&node, "pod-1", name).await;
         let mut spec = node.spec(&pod, "c-1", "");
         spec.args = vec!["/nowhere/at-all".into()];

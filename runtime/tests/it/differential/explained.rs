@@ -1,5 +1,7 @@
 //! Differences that are right, with the reason.
 
+use crate::handlers::LIBCONTAINER;
+
 /// One explanation.
 struct Difference {
     /// The runtimes that differ from us; empty: all.
@@ -65,10 +67,10 @@ const DIFFERENCES: &[Difference] = &[
         why: "runc makes the file system itself read-only beside the mount",
     },
     Difference {
-        by: &["runc"],
+        by: &["runc", LIBCONTAINER],
         lines: &["devices: /dev/core "],
         row: "",
-        why: "runc leaves out the link to /proc/kcore where the node has none",
+        why: "runc and libcontainer leave out the link to /proc/kcore where the node has none",
     },
     Difference {
         by: &["crun"],
@@ -81,6 +83,24 @@ const DIFFERENCES: &[Difference] = &[
         lines: &["mounts: /dev/console "],
         row: "a terminal",
         why: "crun's console loses nosuid and noexec of the devpts that it comes from; ours keeps them",
+    },
+    Difference {
+        by: &[LIBCONTAINER],
+        lines: &["devices: /dev/cpu", "devices: /dev/net ", "devices: /dev/deep "],
+        row: "",
+        why: "libcontainer lets everybody write to the directories that it makes for devices",
+    },
+    Difference {
+        by: &[LIBCONTAINER],
+        lines: &["mounts: /tmp "],
+        row: "other paths read-only",
+        why: "libcontainer's read-only paths also forbid devices, programs and set-user-id; ours keep what was",
+    },
+    Difference {
+        by: &[LIBCONTAINER],
+        lines: &["mounts: /dev/shm "],
+        row: "both ways",
+        why: "libcontainer's root is shared already when it mounts below it; the volume is shared in both",
     },
     Difference {
         by: &["runc"],

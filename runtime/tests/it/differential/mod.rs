@@ -7,10 +7,9 @@ mod specs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use runtime::handler::{Handler, OciRuntime};
 use runtime::{SandboxId, SandboxSpec, StartError};
 
-use crate::handlers::installed;
+use crate::handlers::{handler, installed, say_missing};
 use crate::node::Node;
 use probe::Names;
 use specs::{Row, World};
@@ -21,15 +20,14 @@ const OURS: &str = "orlop";
 #[tokio::test(flavor = "multi_thread")]
 async fn every_launcher_makes_the_same_container() {
     let others = installed();
+    say_missing(&others);
     if others.is_empty() {
-        println!("skipped: neither crun nor runc is installed (packages crun, runc)");
         return;
     }
     let configured = others.clone();
     let node = Node::open_with("differential", move |options| {
         for (name, path) in configured {
-            let runtime = OciRuntime { path: path.into(), ..OciRuntime::default() };
-            options.handlers.named.insert(name.to_owned(), Handler::Oci(runtime));
+            options.handlers.named.insert(name.to_owned(), handler(name, &path));
         }
     })
     .await;
@@ -39,16 +37,22 @@ async fn every_launcher_makes_the_same_container() {
     let only = std::env::var("ONLY").unwrap_or_default();
     let rows: Vec<Row> = specs::rows().into_iter().filter(|row| row.name.contains(&only)).collect();
     let count = rows.len();
+    let names: Vec<&str> = others.iter().map(|(name, _)| *name).collect();
     let mut sandboxes = BTreeMap::new();
     for row in rows {
-        let ours = seen(&node, &world, &mut sandboxes, &row, OURS).await;
+        for name in [OURS].iter().chain(&names) {
+            make_sandbox(&node, &mut sandboxes, row.sandbox, name).await;
+        }
+        // At once: most of a container's time is waiting.
+        let theirs = names.iter().map(|name| seen(&node, &world, &sandboxes, &row, name));
+        let (ours, theirs) =
+            tokio::join!(seen(&node, &world, &sandboxes, &row, OURS), futures::future::join_all(theirs));
         assert!(!ours.iter().any(|line| line.starts_with("broke off")), "{}: {ours:#?}", row.name);
-        for (name, _) in &others {
-            let theirs = seen(&node, &world, &mut sandboxes, &row, name).await;
-            comparison.compare(&row, name, &ours, &theirs);
+        for (name, theirs) in names.iter().zip(&theirs) {
+            comparison.compare(&row, name, &ours, theirs);
         }
     }
-    println!("{count} containers, each by {OURS} and by {:?}: {comparison}", others);
+    println!("{count} containers, each by {OURS} and by {:?}: {comparison}", names);
     let unexplained = comparison.unexplained.join("\n");
     drop(world);
     node.close().await;
@@ -85,30 +89,34 @@ impl Drop for World {
     }
 }
 
+/// Sandboxes by handler and kind.
+type Sandboxes = BTreeMap<(String, &'static str), SandboxId>;
+
+async fn make_sandbox(node: &Node, sandboxes: &mut Sandboxes, kind: &'static str, handler: &str) {
+    let key = (handler.to_owned(), kind);
+    if sandboxes.contains_key(&key) {
+        return;
+    }
+    let id = SandboxId::new(format!("pod-{handler}-{}", sandboxes.len()).as_str()).expect("an id");
+    let mut spec = SandboxSpec::new(id.clone());
+    spec.handler = handler.to_owned();
+    specs::sandbox(&mut spec, kind);
+    node.runtime().create_sandbox(spec).await.expect("create the sandbox");
+    sandboxes.insert(key, id);
+}
+
 /// Runs the probe in a container of a row by a handler.
 async fn seen(
     node: &Node,
     world: &World,
-    sandboxes: &mut BTreeMap<(String, &'static str), SandboxId>,
+    sandboxes: &Sandboxes,
     row: &Row,
     handler: &str,
 ) -> BTreeSet<String> {
-    let key = (handler.to_owned(), row.sandbox);
-    let sandbox = match sandboxes.get(&key) {
-        Some(sandbox) => sandbox.clone(),
-        None => {
-            let id = SandboxId::new(format!("pod-{handler}-{}", sandboxes.len()).as_str()).expect("an id");
-            let mut spec = SandboxSpec::new(id.clone());
-            spec.handler = handler.to_owned();
-            specs::sandbox(&mut spec, row.sandbox);
-            node.runtime().create_sandbox(spec).await.expect("create the sandbox");
-            sandboxes.insert(key, id.clone());
-            id
-        }
-    };
+    let sandbox = &sandboxes[&(handler.to_owned(), row.sandbox)];
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let id = format!("c-{handler}-{}", row.name.chars().map(plain).collect::<String>());
-    let mut spec = node.spec(&sandbox, &id, probe::SCRIPT);
+    let mut spec = node.spec(sandbox, &id, probe::SCRIPT);
     (row.change)(&mut spec, world);
     let what = format!("{} by {handler}", row.name);
     let spec_id = spec.id.clone();
