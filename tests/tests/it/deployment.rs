@@ -63,7 +63,12 @@ async fn nginx_from_a_registry_is_served_scaled_rolled_out_and_undone() -> anyho
     let image_of =
         |pods: &[Value]| pods[0]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
     available(&node, 1).await?;
-    ensure!(image_of(&web_pods(&node).await?) == second);
+    eventually("the second image only", || async {
+        let pods = web_pods(&node).await?;
+        ensure!(pods.len() == 1 && image_of(&pods) == second, "{pods:?}");
+        Ok(())
+    })
+    .await?;
     let history = node.kubectl(&["rollout", "history", "deployment/web"]).await?.ok()?;
     ensure!(history.contains('1') && history.contains('2'), "{history}");
     node.kubectl(&["rollout", "undo", "deployment/web"]).await?.ok()?;

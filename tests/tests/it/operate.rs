@@ -239,15 +239,22 @@ async fn streams_over_spdy() -> anyhow::Result<()> {
     drop(forward);
     // A terminal has the size of the user's, over either protocol, and follows it.
     for protocol in ["true", "false"] {
-        // The first size comes over a stream of its own, soon after the start.
-        let script = "sleep 0.4; stty size; sleep 1; stty size";
+        // Sizes come over a stream of their own, some time after the start.
+        let typed = node.root.join(format!("terminal-{protocol}"));
+        let size = |is: &str| {
+            format!(
+                "i=0; until [ \"$(stty size)\" = \"{is}\" ] || [ $((i += 1)) = 200 ]; do sleep 0.1; done; stty size; "
+            )
+        };
         let line = format!(
-            "stty rows 33 cols 77; (sleep 0.9; stty rows 44 cols 88 < /dev/tty) & \
-             KUBECTL_REMOTE_COMMAND_WEBSOCKETS={protocol} exec {} exec -it s -- sh -c '{script}'",
-            tests::clients_program("kubectl").display()
+            "stty rows 33 cols 77; (until grep -q '33 77' {}; do sleep 0.1; done; stty rows 44 cols 88 < /dev/tty) & \
+             KUBECTL_REMOTE_COMMAND_WEBSOCKETS={protocol} exec {} exec -it s -- sh -c '{}'",
+            typed.display(),
+            tests::clients_program("kubectl").display(),
+            size("33 77") + &size("44 88"),
         );
         let mut terminal = command(&node.netns, "script");
-        terminal.env("KUBECONFIG", node.kubeconfig()).args(["-qec", &line, "/dev/null"]);
+        terminal.env("KUBECONFIG", node.kubeconfig()).args(["-qefc", &line]).arg(&typed);
         let out = run(terminal, None).await?.stdout;
         ensure!(out.contains("33 77") && out.contains("44 88"), "websockets={protocol}: {out:?}");
     }

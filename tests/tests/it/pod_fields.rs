@@ -149,7 +149,11 @@ async fn sub_paths_and_host_paths_are_checked() -> anyhow::Result<()> {
     let socket = wrong("socket", "Socket", &path.to_string());
     node.apply(&[subs, right, wrong_dir, missing, socket].join("---\n")).await?;
     node.wait_ready("right").await?;
-    ensure!(node.root.join("there-dir/made").exists(), "DirectoryOrCreate made nothing");
+    eventually("DirectoryOrCreate made a directory", || async {
+        ensure!(node.root.join("there-dir/made").exists());
+        Ok(())
+    })
+    .await?;
     for (pod, words) in [
         ("subs", "subPath \"escape\" leads out of the volume"),
         ("subs", "subPath \"up/ssh\" leads out of the volume"),
