@@ -243,11 +243,11 @@ async fn streams_over_spdy() -> anyhow::Result<()> {
         let typed = node.root.join(format!("terminal-{protocol}"));
         let size = |is: &str| {
             format!(
-                "i=0; until [ \"$(stty size)\" = \"{is}\" ] || [ $((i += 1)) = 200 ]; do sleep 0.1; done; stty size; "
+                "i=0; until [ \"$(stty size)\" = \"{is}\" ] || [ $((i += 1)) = 200 ]; do sleep 0.1; done; echo it is $(stty size); "
             )
         };
         let line = format!(
-            "stty rows 33 cols 77; (until grep -q '33 77' {}; do sleep 0.1; done; stty rows 44 cols 88 < /dev/tty) & \
+            "stty rows 33 cols 77; (until grep -q 'it is 33 7[7]' {}; do sleep 0.1; done; stty rows 44 cols 88 < /dev/tty) & \
              KUBECTL_REMOTE_COMMAND_WEBSOCKETS={protocol} exec {} exec -it s -- sh -c '{}'",
             typed.display(),
             tests::clients_program("kubectl").display(),
@@ -256,7 +256,7 @@ async fn streams_over_spdy() -> anyhow::Result<()> {
         let mut terminal = command(&node.netns, "script");
         terminal.env("KUBECONFIG", node.kubeconfig()).args(["-qefc", &line]).arg(&typed);
         let out = run(terminal, None).await?.stdout;
-        ensure!(out.contains("33 77") && out.contains("44 88"), "websockets={protocol}: {out:?}");
+        ensure!(out.contains("it is 33 77") && out.contains("it is 44 88"), "websockets={protocol}: {out:?}");
     }
     node.kubectl(&["delete", "pod", "s", "--grace-period=1"]).await?.ok()?;
     node.end().await
