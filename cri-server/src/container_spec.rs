@@ -20,7 +20,7 @@ use runtime::{ContainerId, ContainerSpec, SandboxId};
 use tonic::Status;
 
 use crate::error::invalid;
-use crate::sandbox_spec::{check_lsm, ids, resources, user_namespace};
+use crate::sandbox_spec::{apparmor, check_selinux, ids, resources, user_namespace};
 
 /// What a container is made from.
 pub struct Parts<'a> {
@@ -59,13 +59,7 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
     }
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
-    check_lsm(context.selinux_options.as_ref(), context.apparmor.as_ref())?;
-    if !matches!(context.apparmor_profile.as_str(), "" | "unconfined" | "runtime/default") {
-        return Err(invalid(format!(
-            "the AppArmor profile {:?} cannot be applied here",
-            context.apparmor_profile
-        )));
-    }
+    check_selinux(context.selinux_options.as_ref())?;
     let pod = crate::sandbox_spec::context(parts.sandbox_config);
     if context.privileged && !pod.is_some_and(|pod| pod.privileged) {
         return Err(invalid("a privileged container needs a privileged sandbox"));
@@ -98,6 +92,7 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
     };
     spec.privileged = context.privileged;
     spec.seccomp = seccomp(context.seccomp.as_ref(), &context.seccomp_profile_path)?;
+    spec.apparmor = apparmor(context.apparmor.as_ref(), &context.apparmor_profile)?;
     spec.no_new_privs = context.no_new_privs;
     // Over gRPC an empty list and none are the same: both mean the default, the safe one.
     spec.masked_paths = Some(context.masked_paths.clone()).filter(|paths| !paths.is_empty());

@@ -37,6 +37,14 @@ impl Inner {
                 "networkWarnings": network.warnings,
             });
             info.insert("config".to_owned(), config.to_string());
+            let apparmor = serde_json::json!({
+                "enabled": self.runtime.capabilities().apparmor,
+                "defaultProfile": self.runtime.apparmor().map(|outcome| match outcome {
+                    Ok(()) => runtime::lsm::apparmor::DEFAULT.to_owned(),
+                    Err(why) => why,
+                }),
+            });
+            info.insert("apparmor".to_owned(), apparmor.to_string());
             let capabilities = serde_json::to_string(self.runtime.capabilities()).unwrap_or_default();
             info.insert("capabilities".to_owned(), capabilities);
         }

@@ -8,7 +8,7 @@ use cri_api::v1::{
     IdMapping, LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode as Mode, NamespaceOption,
     PodSandboxConfig, PortMapping, Protocol, SeLinuxOption, SecurityProfile, security_profile::ProfileType,
 };
-use runtime::spec::{IdRange, NamespaceMode, Namespaces, UserNamespace};
+use runtime::spec::{AppArmorProfile, IdRange, NamespaceMode, Namespaces, UserNamespace};
 use runtime::{Resources, SandboxId, SandboxSpec};
 use tonic::Status;
 
@@ -30,7 +30,9 @@ pub fn sandbox_spec(
     }
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
-    check_lsm(context.selinux_options.as_ref(), context.apparmor.as_ref())?;
+    check_selinux(context.selinux_options.as_ref())?;
+    // A sandbox has no program of its own to confine, but a mistake is told early.
+    apparmor(context.apparmor.as_ref(), "")?;
     let mut spec = SandboxSpec::new(id);
     spec.namespaces = namespaces(context.namespace_options.as_ref())?;
     spec.user_namespace = context.namespace_options.as_ref().map_or(Ok(None), user_namespace)?;
@@ -119,17 +121,38 @@ pub fn ids(users: &[IdMapping], groups: &[IdMapping], what: &str) -> Result<Opti
     Ok(Some(UserNamespace { users: range(users, "user")?, groups: range(groups, "group")? }))
 }
 
-/// Refuses profiles of security modules that nothing here would apply.
-pub fn check_lsm(selinux: Option<&SeLinuxOption>, apparmor: Option<&SecurityProfile>) -> Result<(), Status> {
-    if selinux.is_some_and(|label| *label != SeLinuxOption::default()) {
+/// Refuses labels that nothing here would apply.
+pub fn check_selinux(label: Option<&SeLinuxOption>) -> Result<(), Status> {
+    if label.is_some_and(|label| *label != SeLinuxOption::default()) {
         return Err(invalid("SELinux labels cannot be applied on this node: leave seLinuxOptions out"));
     }
-    match apparmor {
-        Some(profile) if profile.profile_type == ProfileType::Localhost as i32 => Err(invalid(format!(
-            "the AppArmor profile {:?} cannot be applied on this node: leave it out, or use Unconfined",
-            profile.localhost_ref
+    Ok(())
+}
+
+/// The AppArmor profile; `old` is the field that kubelets before 1.30 set.
+pub fn apparmor(profile: Option<&SecurityProfile>, old: &str) -> Result<AppArmorProfile, Status> {
+    let localhost = |name: &str| {
+        // Both spellings are in use.
+        let name = name.strip_prefix("localhost/").unwrap_or(name);
+        runtime::lsm::apparmor::check_name(name).map_err(invalid)?;
+        Ok(AppArmorProfile::Localhost(name.to_owned()))
+    };
+    if let Some(profile) = profile {
+        return match ProfileType::try_from(profile.profile_type) {
+            Ok(ProfileType::RuntimeDefault) => Ok(AppArmorProfile::RuntimeDefault),
+            Ok(ProfileType::Unconfined) => Ok(AppArmorProfile::Unconfined),
+            Ok(ProfileType::Localhost) => localhost(&profile.localhost_ref),
+            Err(_) => Err(invalid("an AppArmor profile can be RuntimeDefault, Unconfined or Localhost")),
+        };
+    }
+    match old {
+        "" => Ok(AppArmorProfile::Unspecified),
+        "runtime/default" => Ok(AppArmorProfile::RuntimeDefault),
+        "unconfined" => Ok(AppArmorProfile::Unconfined),
+        other if other.starts_with("localhost/") => localhost(other),
+        other => Err(invalid(format!(
+            "the AppArmor profile {other:?} is not known: use runtime/default, unconfined or localhost/NAME"
         ))),
-        _ => Ok(()),
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Config {
     pub reserved: BTreeMap<String, String>,
     /// `allowedUnsafeSysctls`: exact names, or prefixes that end in `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Whether the node's kernel has AppArmor; where it hasn't, pods that ask for its confinement are rejected.
+    pub apparmor: bool,
     /// `userNamespaces.idsPerPod`: user ids of each pod with `hostUsers: false`; a multiple of 65536.
     pub user_ids_per_pod: u32,
     /// The kubelet's version as the node reports it.
@@ -193,6 +195,8 @@ impl Config {
             container_log_monitor_interval: Duration::from_secs(10),
             reserved: BTreeMap::new(),
             allowed_unsafe_sysctls: Vec::new(),
+            apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+                .is_ok_and(|text| text.trim() == "Y"),
             user_ids_per_pod: crate::users::IDS_PER_POD,
             kubelet_version: concat!("v1.36.0+orlop-", env!("CARGO_PKG_VERSION")).into(),
             provider_id: None,

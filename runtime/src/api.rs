@@ -35,6 +35,12 @@ impl Runtime {
         &self.inner.capabilities
     }
 
+    /// Whether AppArmor's default profile is in force, or a sentence that says why not; `None` where the kernel has no
+    /// AppArmor, and while the profile is being loaded.
+    pub fn apparmor(&self) -> Option<Result<(), String>> {
+        self.inner.modules.apparmor.outcome().cloned()
+    }
+
     /// The names of the runtime handlers and what they can do; the default one first, by the empty name.
     pub async fn handlers(&self) -> Vec<(String, Features)> {
         let all = self.inner.handlers().await;

@@ -21,6 +21,7 @@ use tokio::sync::{broadcast, watch};
 use crate::cgroup::Cgroups;
 use crate::error::RuntimeError;
 use crate::id::{ContainerId, SandboxId};
+use crate::lsm::Modules;
 use crate::options::{Capabilities, Options};
 use crate::pins::Pins;
 use crate::plan::Draft;
@@ -44,6 +45,7 @@ pub struct Inner {
     pub available: u64,
     pub cgroups: Cgroups,
     pub pins: Pins,
+    pub modules: Modules,
     pub filters: seccomp::Cache,
     pub devices: crate::devices::Filters,
     pub events: broadcast::Sender<Event>,

@@ -36,6 +36,7 @@ mod devices;
 mod idmap;
 mod keepers;
 mod limits;
+pub mod lsm;
 mod make;
 mod open;
 mod overlay;

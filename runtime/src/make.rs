@@ -40,7 +40,9 @@ impl Inner {
         // Refuses a bad profile now, and has the filter ready.
         self.filter(spec, sandbox)?;
         let (_, mut unenforced) = self.container_cgroup(spec, &cgroup)?;
-        let mut process = plan::process_plan(&oci::process(spec, &user, "", self.available_in(sandbox))?)?;
+        let confinement = self.confinement(spec)?;
+        let process = oci::process(spec, &user, "", self.available_in(sandbox), &confinement)?;
+        let mut process = plan::process_plan(&process)?;
         unenforced.extend(self.limit(&mut process));
         Ok((user, cgroup, unenforced, Ready { rootfs, draft }))
     }
@@ -131,6 +133,7 @@ impl Inner {
             rootfs: self.paths.layers.join(spec.id.as_str()).join("upper"),
             available: self.available_in(sandbox),
             devices: devices::find(spec)?,
+            confinement: self.confinement(spec)?,
         };
         oci::spec(spec, user, &around)
     }
@@ -195,6 +198,7 @@ impl Inner {
         if !self.capabilities.seccomp && !spec.privileged {
             sentences.push("the seccomp profile is not enforced: this kernel has no seccomp filters".into());
         }
+        sentences.extend(self.modules.apparmor.missing(spec));
         sentences
     }
 }

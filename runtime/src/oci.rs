@@ -17,6 +17,7 @@ use oci_spec::runtime::{
 
 use crate::caps;
 use crate::error::RuntimeError;
+use crate::lsm::Confinement;
 use crate::spec::{self, ContainerSpec, MountSource, NamespaceMode, Propagation, ResolvedUser};
 
 /// Paths hidden from containers that are not privileged, unless the caller gives others.
@@ -68,6 +69,8 @@ pub struct Surroundings<'a> {
     pub available: u64,
     /// Device nodes of the host, for privileged containers and for those that are asked for.
     pub devices: Vec<HostDevice>,
+    /// What security modules confine it as.
+    pub confinement: Confinement,
 }
 
 /// A device node found on the host.
@@ -166,7 +169,7 @@ fn build(
     user: &ResolvedUser,
     around: &Surroundings<'_>,
 ) -> Result<Result<Spec, OciSpecError>, RuntimeError> {
-    let process = process(container, user, around.hostname, around.available)?;
+    let process = process(container, user, around.hostname, around.available, &around.confinement)?;
     let paths = |chosen: &Option<Vec<String>>, default: &[&str]| -> Vec<String> {
         match chosen {
             _ if container.privileged => Vec::new(),
@@ -213,6 +216,7 @@ pub fn process(
     user: &ResolvedUser,
     hostname: &str,
     available: u64,
+    confinement: &Confinement,
 ) -> Result<Process, RuntimeError> {
     let sets = caps::sets(&container.capabilities, container.privileged, available)?;
     let names = |set: u64| -> Result<HashSet<Capability>, RuntimeError> {
@@ -250,8 +254,12 @@ pub fn process(
             )
             .rlimits(rlimits)
             .no_new_privileges(container.no_new_privs);
-        match container.resources.oom_score_adj {
+        let process = match container.resources.oom_score_adj {
             Some(score) => process.oom_score_adj(score.clamp(-1000, 1000)),
+            None => process,
+        };
+        match &confinement.apparmor {
+            Some(profile) => process.apparmor_profile(profile),
             None => process,
         }
         .build()

@@ -20,6 +20,10 @@ use crate::cgroup::Cgroups;
 use crate::core::{ContainerEntry, Inner, Objects, Paths, SandboxEntry, blocking, chain};
 use crate::error::{OpenError, RuntimeError};
 use crate::keepers;
+use crate::lsm::{
+    Modules,
+    apparmor::{AppArmor, DEFAULT},
+};
 use crate::options::{Capabilities, Options};
 use crate::pins::Pins;
 use crate::record::{self, ContainerRecord, SandboxRecord};
@@ -43,6 +47,15 @@ pub async fn open(options: Options) -> Result<Arc<Inner>, OpenError> {
     for statement in &inner.capabilities.statements {
         tracing::warn!("{statement}");
     }
+    // It takes a second or two, and only containers wait for it.
+    let loading = inner.clone();
+    tokio::task::spawn_blocking(move || match loading.modules.apparmor.load_default() {
+        Err(why) => tracing::warn!("{why}"),
+        Ok(()) if loading.modules.apparmor.enabled() => {
+            tracing::info!(profile = DEFAULT, "AppArmor profile loaded")
+        }
+        Ok(()) => {}
+    });
     Ok(inner)
 }
 
@@ -82,6 +95,8 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
         .map_err(io(format!("prepare {}", paths.namespaces.display())))?;
     let available = sys::caps::bounding() & sys::caps::get().map(|sets| sets.permitted).unwrap_or(u64::MAX);
     let mut capabilities = capabilities(&cgroups, available);
+    let modules = Modules { apparmor: AppArmor::find(&paths.run) };
+    capabilities.apparmor = modules.apparmor.enabled();
     capabilities.user_namespaces = crate::idmap::probe(&options.data, pins.scratch()).err();
     let mut objects = Objects::default();
     let sandboxes: Vec<SandboxRecord> =
@@ -106,6 +121,7 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
         available,
         cgroups,
         pins,
+        modules,
         filters: seccomp::Cache::default(),
         devices: crate::devices::Filters::default(),
         events: broadcast::channel(EVENTS).0,
@@ -190,6 +206,7 @@ fn capabilities(cgroups: &Cgroups, available: u64) -> Capabilities {
         sys_resource,
         seccomp,
         user_namespaces: None,
+        apparmor: false,
         kernel: features.release.clone(),
         statements,
     }

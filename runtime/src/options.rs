@@ -59,6 +59,8 @@ pub struct Capabilities {
     pub device_filter: bool,
     /// Why pods cannot have users of their own; `None`: they can.
     pub user_namespaces: Option<String>,
+    /// The kernel has AppArmor.
+    pub apparmor: bool,
     /// Kernel release.
     pub kernel: String,
     /// One sentence per thing that cannot be enforced, for the log, `orlop check` and the node's condition.

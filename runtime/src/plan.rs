@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use keeper::plan::{Capabilities, DeviceKind, FsOption, ProcessPlan, Propagation, Rlimit, Step, User};
+use keeper::plan::{Capabilities, DeviceKind, FsOption, Label, ProcessPlan, Propagation, Rlimit, Step, User};
 use oci_spec::runtime::{
     Capability, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, PosixRlimitType,
     Process, Spec,
@@ -264,12 +264,28 @@ pub fn process_plan(process: &Process) -> Result<ProcessPlan, RuntimeError> {
         },
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         seccomp: None,
+        label: label(process)?,
         rlimits: process
             .rlimits()
             .iter()
             .flatten()
             .map(|limit| Rlimit { resource: resource(limit.typ()), soft: limit.soft(), hard: limit.hard() })
             .collect(),
+    })
+}
+
+/// What the kernel is told for the program's confinement.
+fn label(process: &Process) -> Result<Option<Label>, RuntimeError> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    Ok(match (given(process.apparmor_profile()), given(process.selinux_label())) {
+        (None, None) => None,
+        (Some(profile), None) => Some(Label::AppArmor(text(format!("exec {profile}").as_bytes())?)),
+        (None, Some(context)) => Some(Label::Selinux(text(context.as_bytes())?)),
+        (Some(_), Some(_)) => {
+            return Err(RuntimeError::invalid(
+                "a process can't have an AppArmor profile and an SELinux label",
+            ));
+        }
     })
 }
 

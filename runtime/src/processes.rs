@@ -41,7 +41,10 @@ impl Inner {
         let (record, pattern) = self.running(id)?;
         let pattern = match pattern {
             Some(pattern) => pattern,
-            None => self.pattern(&record)?,
+            None => {
+                let (inner, record) = (self.clone(), record.clone());
+                blocking(move || inner.pattern(&record)).await?
+            }
         };
         let mut process = (*pattern).clone();
         self.adapt(&mut process, &record, &exec).await?;
@@ -113,7 +116,9 @@ impl Inner {
     fn pattern(&self, record: &ContainerRecord) -> Result<Arc<ProcessPlan>, RuntimeError> {
         let sandbox = self.sandbox_record(&record.spec.sandbox)?;
         let available = self.available_in(&sandbox);
-        let process = oci::process(&record.spec, &record.user, &sandbox.spec.hostname, available)?;
+        let confinement = self.confinement(&record.spec)?;
+        let process =
+            oci::process(&record.spec, &record.user, &sandbox.spec.hostname, available, &confinement)?;
         let mut process = plan::process_plan(&process)?;
         self.limit(&mut process);
         process.seccomp = self

@@ -119,6 +119,9 @@ pub struct ContainerSpec {
     /// System call filter; not applied when privileged.
     #[serde(default)]
     pub seccomp: Seccomp,
+    /// AppArmor profile; not applied when privileged.
+    #[serde(default)]
+    pub apparmor: AppArmorProfile,
     /// Set-user-id programs gain nothing.
     #[serde(default)]
     pub no_new_privs: bool,
@@ -179,6 +182,7 @@ impl ContainerSpec {
             capabilities: Capabilities::default(),
             privileged: false,
             seccomp: Seccomp::default(),
+            apparmor: AppArmorProfile::default(),
             no_new_privs: false,
             masked_paths: None,
             readonly_paths: None,
@@ -412,6 +416,20 @@ pub enum Seccomp {
     Unconfined,
     /// A profile file in the OCI format; absolute path.
     Localhost(PathBuf),
+}
+
+/// AppArmor profile of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmorProfile {
+    /// Nobody asked: the default profile where it can be had.
+    #[default]
+    Unspecified,
+    /// The default profile; refused where the kernel has AppArmor and the profile could not be loaded.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// A loaded profile, by its name.
+    Localhost(String),
 }
 
 /// Limits of a cgroup; a field that is `None` is left alone.

@@ -360,26 +360,26 @@ pub(super) fn id(s: &Value, key: &str, path: &str, e: &mut Errors) {
 
 /// Seccomp and AppArmor profiles, of containers and pods.
 pub(super) fn profiles(s: &Value, path: &str, e: &mut Errors) {
-    for kind in ["seccompProfile", "appArmorProfile"] {
+    for (kind, word) in [("seccompProfile", "seccomp"), ("appArmorProfile", "AppArmor")] {
         let Some(p) = s.get(kind) else { continue };
         let path = format!("{path}.{kind}");
-        let local = text(p, "localhostProfile");
+        let (local, field) = (text(p, "localhostProfile"), format!("{path}.localhostProfile"));
         match text(p, "type") {
             "Localhost" if local.is_empty() => {
-                e.required(&format!("{path}.localhostProfile"), "must be set when type is Localhost");
+                e.required(&field, &format!("must be set when {word} type is Localhost"));
             }
-            "Localhost" if kind == "seccompProfile" => {
-                relative(local, &format!("{path}.localhostProfile"), e)
+            "Localhost" if kind == "seccompProfile" => relative(local, &field, e),
+            "Localhost" if local.len() > LONGEST_PROFILE => {
+                e.invalid(&field, local, &format!("may not be more than {LONGEST_PROFILE} bytes"));
+            }
+            "Localhost" if local.trim() != local => {
+                e.invalid(&field, local, "must not be padded with whitespace");
             }
             "RuntimeDefault" | "Unconfined" if !local.is_empty() => {
-                e.invalid(
-                    &format!("{path}.localhostProfile"),
-                    local,
-                    "can only be set when type is Localhost",
-                );
+                e.invalid(&field, local, &format!("can only be set when {word} type is Localhost"));
             }
             "Localhost" | "RuntimeDefault" | "Unconfined" => {}
-            "" => e.required(&format!("{path}.type"), "type is required when the profile is set"),
+            "" => e.required(&format!("{path}.type"), &format!("type is required when {kind} is set")),
             other => e.not_supported(
                 &format!("{path}.type"),
                 other,
@@ -388,6 +388,9 @@ pub(super) fn profiles(s: &Value, path: &str, e: &mut Errors) {
         }
     }
 }
+
+/// Longest name of an AppArmor profile: a path's, less its final zero.
+const LONGEST_PROFILE: usize = 4095;
 
 fn probe(p: &Value, path: &str, key: &str, e: &mut Errors) {
     handler(p, path, &["exec", "grpc", "httpGet", "tcpSocket"], e);

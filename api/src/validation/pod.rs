@@ -22,11 +22,32 @@ pub fn spec(row: &Resource, pod: &Value) -> Result<(), Failure> {
 pub(super) fn create(pod: &Value, e: &mut Errors) {
     let spec = &pod["spec"];
     spec_at(spec, "spec", e);
+    apparmor_annotations(pod, e);
     if !items(spec, "", "ephemeralContainers").is_empty() {
         e.forbidden("spec.ephemeralContainers", "cannot be set on create");
     }
     if !items(spec, "", "schedulingGates").is_empty() && !text(spec, "nodeName").is_empty() {
         e.forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared");
+    }
+}
+
+/// The annotations that were there before the fields.
+fn apparmor_annotations(pod: &Value, e: &mut Errors) {
+    const PREFIX: &str = "container.apparmor.security.beta.kubernetes.io/";
+    let annotations = pod.pointer("/metadata/annotations").and_then(Value::as_object);
+    let lists = ["initContainers", "containers", "ephemeralContainers"];
+    let named = |name: &str| {
+        lists.iter().any(|list| items(&pod["spec"], "", list).iter().any(|(_, c)| text(c, "name") == name))
+    };
+    for (key, value) in annotations.into_iter().flatten() {
+        let Some(container) = key.strip_prefix(PREFIX) else { continue };
+        let (path, value) = (format!("metadata.annotations[{key}]"), value.as_str().unwrap_or_default());
+        if !named(container) {
+            e.invalid(&path, container, "container not found");
+        }
+        if !matches!(value, "" | "runtime/default" | "unconfined") && !value.starts_with("localhost/") {
+            e.invalid(&path, value, &format!("invalid AppArmor profile name: {value:?}"));
+        }
     }
 }
 
@@ -190,6 +211,12 @@ fn security(spec: &Value, path: &str, e: &mut Errors) {
     e.one_of(s, &path, "fsGroupChangePolicy", &["Always", "OnRootMismatch"]);
     e.one_of(s, &path, "supplementalGroupsPolicy", &["Merge", "Strict"]);
     container::profiles(s, &path, e);
+    if spec.get("hostUsers").and_then(Value::as_bool) == Some(false) {
+        for key in ["hostNetwork", "hostPID", "hostIPC"].into_iter().filter(|key| flag(spec, key)) {
+            let field = path.strip_suffix(".securityContext").unwrap_or(&path);
+            e.forbidden(&format!("{field}.{key}"), "when `pod.Spec.HostUsers` is false");
+        }
+    }
     if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
         e.invalid(
             "spec.shareProcessNamespace",

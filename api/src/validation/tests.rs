@@ -121,6 +121,81 @@ fn pods_are_refused_with_paths() {
 }
 
 #[test]
+fn profiles_and_namespaces_are_checked() {
+    let with = |context: Value| {
+        pod(json!({"securityContext": context, "containers": [{"name": "c", "image": "i"}]}))
+    };
+    let apparmor = |profile: Value| with(json!({"appArmorProfile": profile}));
+    check("", "Pod", apparmor(json!({"type": "Localhost", "localhostProfile": "mine"})), expect!["ok"]);
+    check("", "Pod", apparmor(json!({"type": "RuntimeDefault"})), expect!["ok"]);
+    check(
+        "",
+        "Pod",
+        apparmor(json!({"type": "Localhost"})),
+        expect![[
+            r#"Pod "a" is invalid: spec.securityContext.appArmorProfile.localhostProfile: Required value: must be set when AppArmor type is Localhost"#
+        ]],
+    );
+    check(
+        "",
+        "Pod",
+        apparmor(json!({"type": "Localhost", "localhostProfile": " x"})),
+        expect![[
+            r#"Pod "a" is invalid: spec.securityContext.appArmorProfile.localhostProfile: Invalid value: " x": must not be padded with whitespace"#
+        ]],
+    );
+    check(
+        "",
+        "Pod",
+        apparmor(json!({"type": "Unconfined", "localhostProfile": "x"})),
+        expect![[
+            r#"Pod "a" is invalid: spec.securityContext.appArmorProfile.localhostProfile: Invalid value: "x": can only be set when AppArmor type is Localhost"#
+        ]],
+    );
+    check(
+        "",
+        "Pod",
+        apparmor(json!({"type": "Other"})),
+        expect![[
+            r#"Pod "a" is invalid: spec.securityContext.appArmorProfile.type: Unsupported value: "Other": supported values: "Localhost", "RuntimeDefault", "Unconfined""#
+        ]],
+    );
+    let noted = |key: &str, value: &str| {
+        let mut pod = with(json!({}));
+        pod["metadata"]["annotations"][format!("container.apparmor.security.beta.kubernetes.io/{key}")] =
+            value.into();
+        pod
+    };
+    check("", "Pod", noted("c", "localhost/mine"), expect!["ok"]);
+    check(
+        "",
+        "Pod",
+        noted("c", "mine"),
+        expect![[
+            r#"Pod "a" is invalid: metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: Invalid value: "mine": invalid AppArmor profile name: "mine""#
+        ]],
+    );
+    check(
+        "",
+        "Pod",
+        noted("d", "unconfined"),
+        expect![[
+            r#"Pod "a" is invalid: metadata.annotations[container.apparmor.security.beta.kubernetes.io/d]: Invalid value: "d": container not found"#
+        ]],
+    );
+    let users = json!({"hostUsers": false, "hostPID": true, "hostNetwork": true,
+        "containers": [{"name": "c", "image": "i"}]});
+    check(
+        "",
+        "Pod",
+        pod(users),
+        expect![[
+            r#"Pod "a" is invalid: [spec.hostNetwork: Forbidden: when `pod.Spec.HostUsers` is false, spec.hostPID: Forbidden: when `pod.Spec.HostUsers` is false]"#
+        ]],
+    );
+}
+
+#[test]
 fn other_kinds_are_refused() {
     check(
         "apps",

@@ -6,6 +6,8 @@ use cri_api::v1::{
 };
 use oci_spec::image::ConfigBuilder;
 
+use runtime::spec::AppArmorProfile;
+
 use super::*;
 
 fn words(list: &[&str]) -> Vec<String> {
@@ -175,8 +177,25 @@ fn security_is_on_unless_turned_off_and_never_half_applied() {
         ..Default::default()
     };
     assert!(translate_in(&sandbox, &with(privileged)).expect("good").privileged);
-    let apparmor = profile(ProfileType::Localhost, "mine");
-    refused(with(LinuxContainerSecurityContext { apparmor, ..Default::default() }), "AppArmor");
+    #[expect(deprecated, reason = "old kubelets set this field")]
+    let apparmor = |apparmor, old: &str| {
+        let apparmor_profile = old.to_owned();
+        with(LinuxContainerSecurityContext { apparmor, apparmor_profile, ..Default::default() })
+    };
+    for (config, want) in [
+        (apparmor(None, ""), AppArmorProfile::Unspecified),
+        (apparmor(profile(ProfileType::RuntimeDefault, ""), ""), AppArmorProfile::RuntimeDefault),
+        (apparmor(profile(ProfileType::Unconfined, ""), "runtime/default"), AppArmorProfile::Unconfined),
+        (apparmor(profile(ProfileType::Localhost, "a b"), ""), AppArmorProfile::Localhost("a b".into())),
+        (apparmor(None, "runtime/default"), AppArmorProfile::RuntimeDefault),
+        (apparmor(None, "unconfined"), AppArmorProfile::Unconfined),
+        (apparmor(None, "localhost/mine"), AppArmorProfile::Localhost("mine".into())),
+    ] {
+        assert_eq!(translate(&config).expect("good").apparmor, want);
+    }
+    refused(apparmor(profile(ProfileType::Localhost, ""), ""), "name of a Localhost AppArmor profile");
+    refused(apparmor(profile(ProfileType::Localhost, "a\nb"), ""), "AppArmor");
+    refused(apparmor(None, "mine"), "AppArmor");
     refused(
         ContainerConfig { cdi_devices: vec![CdiDevice { name: "gpu".into() }], ..Default::default() },
         "CDI",

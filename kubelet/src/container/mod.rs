@@ -1,5 +1,6 @@
 //! A container as the runtime is asked for it.
 
+pub mod apparmor;
 pub mod env;
 pub mod expand;
 pub mod fields;

@@ -63,6 +63,7 @@ pub fn sandbox(pod: &Pod, users: Option<Range>, seccomp_root: &Path) -> cri::Lin
         supplemental_groups_policy: groups_policy(ctx),
         privileged,
         seccomp: Some(seccomp(ctx.seccomp_profile.as_ref(), false, seccomp_root)),
+        apparmor: super::apparmor::of_pod(pod),
         ..Default::default()
     }
 }
@@ -109,6 +110,7 @@ pub fn container(
             privileged,
             seccomp_root,
         )),
+        apparmor: super::apparmor::profile(pod, container),
         ..Default::default()
     })
 }

@@ -55,16 +55,6 @@ const OF_POD: &[Row<PodSpec>] = &[
         "remove it: SELinux labels are not applied",
     ),
     (
-        "spec.securityContext.appArmorProfile",
-        |s| {
-            s.security_context
-                .as_ref()
-                .and_then(|c| c.app_armor_profile.as_ref())
-                .is_some_and(|p| p.type_ != "Unconfined")
-        },
-        "use type Unconfined or remove it",
-    ),
-    (
         "spec.securityContext.windowsOptions",
         |s| s.security_context.as_ref().is_some_and(|c| c.windows_options.is_some()),
         "run it on a Windows node",
@@ -91,16 +81,6 @@ const OF_CONTAINER: &[Row<Container>] = &[
         "securityContext.seLinuxOptions",
         |c| c.security_context.as_ref().is_some_and(|s| s.se_linux_options.is_some()),
         "remove it: SELinux labels are not applied",
-    ),
-    (
-        "securityContext.appArmorProfile",
-        |c| {
-            c.security_context
-                .as_ref()
-                .and_then(|s| s.app_armor_profile.as_ref())
-                .is_some_and(|p| p.type_ != "Unconfined")
-        },
-        "use type Unconfined or remove it",
     ),
     (
         "securityContext.windowsOptions",
@@ -216,6 +196,7 @@ pub fn check(config: &Config, pod: &Pod) -> Result<(), Ended> {
         }
     }
     sysctls(config, pod)?;
+    apparmor(config, pod)?;
     localhost_profiles(spec)
 }
 
@@ -246,6 +227,17 @@ fn sysctls(config: &Config, pod: &Pod) -> Result<(), Ended> {
         }
     }
     Ok(())
+}
+
+fn apparmor(config: &Config, pod: &Pod) -> Result<(), Ended> {
+    if config.apparmor || !crate::container::apparmor::is_required(pod) {
+        return Ok(());
+    }
+    Err(Ended {
+        success: false,
+        reason: Some("AppArmor".into()),
+        message: Some("Cannot enforce AppArmor: AppArmor is not enabled on the host".into()),
+    })
 }
 
 /// A Localhost seccomp profile needs a path, and one that stays below the profile directory.

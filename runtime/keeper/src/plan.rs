@@ -7,8 +7,8 @@
 //! Guarantees: a plan refers to descriptors only by their place in the array sent with it.
 //! Assumes: user names are resolved, paths inside the container are absolute.
 //! Order in the child: session, namespaces, host name, root filesystem (pivot), sysctls, steps,
-//! console, masked and read-only paths, root read-only, limits, capabilities and user, working
-//! directory, seccomp, exec.
+//! console, masked and read-only paths, root read-only, label, limits, capabilities and user,
+//! working directory, seccomp, exec.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -104,8 +104,19 @@ pub struct ProcessPlan {
     pub no_new_privileges: bool,
     /// A compiled filter.
     pub seccomp: Option<Seccomp>,
+    /// What the kernel's security modules make of the program.
+    pub label: Option<Label>,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
+}
+
+/// What a security module shall confine the program as. In force from its exec on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Label {
+    /// The command for AppArmor, such as `exec PROFILE`.
+    AppArmor(CString),
+    /// A context of SELinux: `user:role:type:level`.
+    Selinux(CString),
 }
 
 /// User and groups, as numbers.

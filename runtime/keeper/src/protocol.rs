@@ -17,7 +17,7 @@ use crate::plan::{ExecPlan, InitPlan, LaunchPlan};
 
 /// Version of this protocol. A keeper of another version is upgraded by the daemon, so every
 /// keeper understands `Hello` and `Upgrade` in the encoding of version 1.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Largest body that is sent in the packet itself, in bytes.
 pub const INLINE_MAX: usize = 64 * 1024;

@@ -20,6 +20,7 @@ fn around() -> Surroundings<'static> {
         cgroup: "/kubepods/pod/c",
         rootfs: "/data/c/upper".into(),
         available: runtime::caps::ALL,
+        confinement: runtime::lsm::Confinement::default(),
         devices: Vec::new(),
     }
 }

@@ -189,10 +189,15 @@ async fn every_field_that_is_not_done_is_refused() -> anyhow::Result<()> {
     // What refuses: the apiserver at once, or the kubelet with a failed pod.
     let cases = [
         ("  runtimeClassName: other\n", "", "runtimeClass"),
-        ("  hostUsers: false\n  hostPID: true\n", "", "hostUsers"),
+        ("  hostUsers: false\n  hostPID: true\n", "", "HostUsers"),
         ("  priorityClassName: mine\n", "", "mine"),
         ("  securityContext: {seLinuxOptions: {level: s0}}\n", "", "seLinuxOptions"),
-        ("  securityContext: {appArmorProfile: {type: RuntimeDefault}}\n", "", "appArmorProfile"),
+        ("  securityContext: {appArmorProfile: {type: Unknown}}\n", "", "appArmorProfile"),
+        (
+            "  securityContext: {appArmorProfile: {type: Localhost, localhostProfile: not-there}}\n",
+            "",
+            "AppArmor",
+        ),
         ("  securityContext: {sysctls: [{name: kernel.msgmax, value: \"1\"}]}\n", "", "kernel.msgmax"),
         ("  volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]\n", "", "persistentVolumeClaim"),
         ("", "      resources: {limits: {example.org/gpu: 1}}\n", "example.org/gpu"),

@@ -1,5 +1,6 @@
 //! What only a kernel of one's own shows: limits on full cgroup v2, and machines that go down.
 
+mod apparmor;
 mod limits;
 mod machines;
 mod resize;
@@ -9,5 +10,12 @@ mod survival;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vm::suite::main(&[limits::CASES, resize::CASES, stats::CASES, survival::CASES, machines::CASES])
+    vm::suite::main(&[
+        limits::CASES,
+        resize::CASES,
+        stats::CASES,
+        survival::CASES,
+        apparmor::CASES,
+        machines::CASES,
+    ])
 }

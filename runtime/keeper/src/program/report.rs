@@ -8,7 +8,7 @@ use sys::process::ExitStatus;
 
 use super::delegate;
 use crate::delegate::DelegatePlan;
-use crate::plan::{ExecPlan, LaunchPlan, ProcessPlan, Step};
+use crate::plan::{ExecPlan, Label, LaunchPlan, ProcessPlan, Step};
 use crate::protocol::{Failure, FailureKind};
 
 /// How serious a report is.
@@ -86,6 +86,8 @@ numbered! {
         Capabilities => "set capabilities",
         /// The working directory.
         Cwd => "enter the working directory",
+        /// What a security module shall confine the program as.
+        Label => "set the security label of the program",
         /// The seccomp filter.
         Seccomp => "install the seccomp filter",
         /// Running the program.
@@ -309,6 +311,12 @@ fn subject(plan: &Plan, trouble: Trouble) -> Option<String> {
     let text = |s: &std::ffi::CStr| s.to_string_lossy().into_owned();
     if let Some(process) = plan.process() {
         match trouble.stage {
+            Stage::Label => {
+                return Some(match process.label.as_ref()? {
+                    Label::AppArmor(command) => format!("tell AppArmor {:?}", text(command)),
+                    Label::Selinux(context) => format!("set the SELinux context {:?}", text(context)),
+                });
+            }
             Stage::Cwd => return Some(format!("enter the working directory {:?}", text(&process.cwd))),
             Stage::User => return Some(format!("change to user {}:{}", process.user.uid, process.user.gid)),
             Stage::Rlimit => {

@@ -280,6 +280,7 @@ pub fn process(args: &[&str]) -> ProcessPlan {
             ambient: 0,
         },
         no_new_privileges: true,
+        label: None,
         seccomp: None,
         rlimits: vec![],
     }

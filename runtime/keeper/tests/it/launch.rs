@@ -196,6 +196,11 @@ keeper_test!(a_failed_step_is_named, f, {
     plan.0.steps.push(filesystem("tmpfs", &[], 0, "/etc/file"));
     assert_eq!(failure(&f, plan).await.1, "mount tmpfs on /etc/file: open: not a directory");
 
+    let mut plan = f.plan("label", "true");
+    plan.0.process.label = Some(Label::AppArmor(c("exec no-such-profile")));
+    let (_, said) = failure(&f, plan).await;
+    assert!(said.starts_with("tell AppArmor \"exec no-such-profile\": write: "), "{said}");
+
     let mut plan = f.plan("cwd", "true");
     plan.0.process.cwd = c("/etc/file");
     assert_eq!(

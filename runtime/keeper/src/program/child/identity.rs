@@ -28,6 +28,7 @@ impl Job<'_> {
     /// Limits, user and working directory.
     pub(super) fn become_user(&self, root: BorrowedFd<'_>) -> Result<Restrictions, Trouble> {
         let process = self.process();
+        self.set_label()?;
         set_limits(process, self.descriptor_limit)?;
         let available = caps::get().at(Stage::Capabilities, Op::Capset)?.permitted;
         let wanted = process.capabilities;

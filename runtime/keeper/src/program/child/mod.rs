@@ -5,6 +5,7 @@
 //! Assumes: the parent is single-threaded and made everything ready in a [`Job`].
 
 mod identity;
+mod label;
 mod paths;
 mod root;
 pub mod stage;
