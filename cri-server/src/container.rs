@@ -10,7 +10,7 @@ use runtime::{ContainerId, ContainerState as State};
 use tonic::Status;
 
 use crate::container_spec::{Parts, container_spec, log_path};
-use crate::error::{chain, invalid, status};
+use crate::error::{chain, fault, invalid, status};
 use crate::meta::{ContainerMeta, container_name};
 use crate::sandbox::{gone_is_fine, new_id, sandbox_id, to_value};
 use crate::server::Inner;
@@ -68,6 +68,7 @@ impl Inner {
     ) -> Result<(), Status> {
         let asked = config.image.clone().unwrap_or_default();
         let image = self.find_image(&asked.image)?;
+        fault("CreateContainer: lease its image")?;
         let rootfs = self.images.lease(&image.id, id).map_err(status)?;
         let mut image_mounts: Vec<Vec<PathBuf>> = Vec::new();
         for spec in config.mounts.iter().filter_map(|mount| mount.image.as_ref()) {
@@ -101,6 +102,7 @@ impl Inner {
             config,
         };
         spec.meta = to_value(&meta);
+        fault("CreateContainer: make the container")?;
         self.runtime.create_container(spec).await.map_err(status)?;
         self.index.put_container(id, sandbox, meta);
         Ok(())
@@ -126,18 +128,24 @@ impl Inner {
 
     pub(crate) async fn start_container(&self, given: &str) -> Result<(), Status> {
         let id = container_id(&self.index.container_id(given)?)?;
-        self.runtime.start_container(&id).await.map_err(status)
+        fault("StartContainer: start the container")?;
+        self.runtime.start_container(&id).await.map_err(status)?;
+        fault("StartContainer: answer")
     }
 
     pub(crate) async fn stop_container(&self, given: &str, timeout: i64) -> Result<(), Status> {
         let Some(id) = gone_is_fine(self.index.container_id(given))? else { return Ok(()) };
         let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
-        self.runtime.stop_container(&container_id(&id)?, grace).await.map_err(status)
+        fault("StopContainer: end the container")?;
+        self.runtime.stop_container(&container_id(&id)?, grace).await.map_err(status)?;
+        fault("StopContainer: answer")
     }
 
     pub(crate) async fn remove_container(&self, given: &str) -> Result<(), Status> {
         let Some(id) = gone_is_fine(self.index.container_id(given))? else { return Ok(()) };
+        fault("RemoveContainer: remove the container")?;
         self.runtime.remove_container(&container_id(&id)?).await.map_err(status)?;
+        fault("RemoveContainer: let go of what it held")?;
         self.forget_container(&id);
         Ok(())
     }

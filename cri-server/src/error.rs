@@ -28,6 +28,11 @@ pub fn status(error: impl Error + 'static) -> Status {
     Status::new(code(&error), chain(&error))
 }
 
+/// A step that a test may let fail.
+pub fn fault(step: &'static str) -> Result<(), Status> {
+    sys::fault::point(step).map_err(|error| Status::internal(error.to_string()))
+}
+
 /// What can never work, whoever asks again.
 pub fn invalid(what: impl Into<String>) -> Status {
     Status::invalid_argument(what)

@@ -19,6 +19,8 @@ pub struct SandboxMeta {
     pub ips: Vec<IpAddr>,
     /// Whether its network stands; `false` while it is made and after it was stopped.
     pub connected: bool,
+    /// Whether RunPodSandbox is at work on it: a daemon that finds this in a record takes it away.
+    pub making: bool,
 }
 
 /// A container as it was asked for, and its image.

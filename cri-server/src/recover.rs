@@ -13,6 +13,8 @@ impl Inner {
         let mut live = Vec::new();
         for sandbox in self.runtime.sandboxes() {
             match serde_json::from_value::<SandboxMeta>((*sandbox.meta).clone()) {
+                // Nobody was ever told of it.
+                Ok(meta) if meta.making => self.unmake(sandbox.id().as_str()).await,
                 Ok(meta) => {
                     if meta.connected && sandbox.netns.is_some() {
                         live.push(sandbox.id().to_string());

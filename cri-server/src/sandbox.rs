@@ -10,7 +10,7 @@ use rand::RngCore;
 use runtime::SandboxId;
 use tonic::Status;
 
-use crate::error::{chain, invalid, status};
+use crate::error::{chain, fault, invalid, status};
 use crate::meta::{SandboxMeta, sandbox_name};
 use crate::sandbox_spec::{self, host_network, port_mappings, sandbox_spec};
 use crate::server::Inner;
@@ -37,7 +37,7 @@ impl Inner {
         let id = new_id();
         let ports = port_mappings(&config)?;
         let meta =
-            SandboxMeta { config, handler: request.runtime_handler, ips: Vec::new(), connected: false };
+            SandboxMeta { config, handler: request.runtime_handler, ips: Vec::new(), connected: false, making: true };
         let spec = sandbox_spec(sandbox_id(&id)?, &meta.config, &meta.handler, to_value(&meta))?;
         let name = sandbox_name(&meta.config);
         let _making = self.index.reserve(&name).await;
@@ -48,6 +48,7 @@ impl Inner {
             tracing::debug!(sandbox = id, "host ports mean nothing in the node's network");
         }
         let hostname = spec.hostname.clone();
+        fault("RunPodSandbox: make the sandbox")?;
         self.runtime.create_sandbox(spec).await.map_err(status)?;
         // From here on the record exists: whatever fails takes it away again.
         match self.connect(&id, meta, &hostname, &ports).await {
@@ -88,18 +89,24 @@ impl Inner {
             .runtime
             .sandbox(&sandbox_id(id)?)
             .ok_or_else(|| Status::internal(format!("sandbox {id} is gone while it is made")))?;
+        fault("RunPodSandbox: connect it")?;
         if let Some(netns) = &sandbox.netns {
             let pod = pod_info(&meta.config);
             meta.ips = self.network.add(id, netns, ports, &pod).await.map_err(status)?.0;
         }
         meta.connected = true;
+        meta.making = false;
+        fault("RunPodSandbox: write its files")?;
         self.write_files(id, &meta, hostname)
             .map_err(|error| Status::internal(format!("write the files of sandbox {id}: {error}")))?;
+        fault("RunPodSandbox: note that it is complete")?;
         self.runtime.set_sandbox_meta(&sandbox_id(id)?, to_value(&meta)).await.map_err(status)?;
+        fault("RunPodSandbox: answer")?;
         Ok(meta)
     }
 
-    async fn unmake(&self, id: &str) {
+    /// Takes a sandbox away that never was complete.
+    pub(crate) async fn unmake(&self, id: &str) {
         let Ok(runtime_id) = sandbox_id(id) else { return };
         let netns = self.runtime.sandbox(&runtime_id).and_then(|sandbox| sandbox.netns);
         if let Err(error) = self.network.remove(id, netns.as_deref()).await {
@@ -160,28 +167,32 @@ impl Inner {
     pub(crate) async fn stop_pod_sandbox(&self, given: &str) -> Result<(), Status> {
         let Some(id) = gone_is_fine(self.index.sandbox_id(given))? else { return Ok(()) };
         let runtime_id = sandbox_id(&id)?;
+        fault("StopPodSandbox: end what runs")?;
         self.runtime.stop_sandbox(&runtime_id).await.map_err(status)?;
+        fault("StopPodSandbox: disconnect it")?;
         let Some(meta) = self.index.sandbox(&id).filter(|meta| meta.connected) else { return Ok(()) };
         let netns = self.runtime.sandbox(&runtime_id).and_then(|sandbox| sandbox.netns);
         if netns.is_some() {
             self.network.remove(&id, netns.as_deref()).await.map_err(status)?;
         }
+        fault("StopPodSandbox: note that it is disconnected")?;
         let meta = SandboxMeta { connected: false, ..(*meta).clone() };
         self.runtime.set_sandbox_meta(&runtime_id, to_value(&meta)).await.map_err(status)?;
         self.index.put_sandbox(&id, meta);
-        Ok(())
+        fault("StopPodSandbox: answer")
     }
 
     pub(crate) async fn remove_pod_sandbox(&self, given: &str) -> Result<(), Status> {
         let Some(id) = gone_is_fine(self.index.sandbox_id(given))? else { return Ok(()) };
         self.stop_pod_sandbox(&id).await?;
         let runtime_id = sandbox_id(&id)?;
-        let containers: Vec<_> =
-            self.runtime.containers().into_iter().filter(|c| c.spec.sandbox == runtime_id).collect();
-        self.runtime.remove_sandbox(&runtime_id).await.map_err(status)?;
-        for container in containers {
-            self.forget_container(container.id().as_str());
+        // One by one, so that a removal that is cut short knows what it still has to let go of.
+        for container in self.runtime.containers().into_iter().filter(|c| c.spec.sandbox == runtime_id) {
+            self.remove_container(container.id().as_str()).await?;
         }
+        fault("RemovePodSandbox: remove the sandbox")?;
+        self.runtime.remove_sandbox(&runtime_id).await.map_err(status)?;
+        fault("RemovePodSandbox: remove its files")?;
         let _ = std::fs::remove_dir_all(self.files(&id));
         self.index.drop_sandbox(&id);
         Ok(())

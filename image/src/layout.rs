@@ -126,10 +126,13 @@ impl Layout {
         let temporary = self.temporary();
         let written = (|| {
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            sys::fault::point("store: write a file")?;
             file.write_all(bytes)?;
             if durably {
+                sys::fault::point("store: sync a file")?;
                 file.sync_all()?;
             }
+            sys::fault::point("store: put a file in place")?;
             fs::rename(&temporary, path)?;
             if durably { sync_dir(path.parent().unwrap_or(&self.root)) } else { Ok(()) }
         })();

@@ -198,12 +198,14 @@ impl Directory {
 
     /// Writes the lease.
     pub(crate) fn write(&self, lease: &Lease) -> io::Result<()> {
+        sys::fault::point("lease: write it")?;
         let text = serde_json::to_vec(lease)?;
         replace(&self.path(&lease.id), &text)
     }
 
     /// Deletes the lease.
     pub(crate) fn delete(&self, id: &str) -> io::Result<()> {
+        sys::fault::point("lease: delete it")?;
         match fs::remove_file(self.path(id)) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
             _ => Ok(()),
@@ -212,6 +214,7 @@ impl Directory {
 
     /// Keeps the pools' cursors.
     pub(crate) fn write_cursors(&self, pools: &[Pool]) -> io::Result<()> {
+        sys::fault::point("lease: write where the range is at")?;
         let cursors: BTreeMap<String, u128> =
             pools.iter().map(|pool| (pool.cidr().to_string(), pool.cursor())).collect();
         replace(&self.cursors, &serde_json::to_vec(&cursors)?)

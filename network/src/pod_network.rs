@@ -306,7 +306,9 @@ impl Inner {
                 |source| AddError::Kernel { step: "enter the node's network namespace".to_owned(), source };
             probed.await.ok_or(AddError::Closed)?.map_err(kernel)??;
         }
+        fault("network: connect the interface")?;
         self.connect(wire, lease).await?;
+        fault("network: open host ports")?;
         self.open_ports(wire, lease).await
     }
 
@@ -350,6 +352,7 @@ impl Inner {
         }
         let wrap = |source| AddError::Nft { id: lease.id.clone(), source };
         self.table.open(&self.state, lease).await.map_err(wrap)?;
+        fault("network: let 127.0.0.1 reach host ports")?;
         self.forget_udp(lease).await;
         // Only now: the guard against forged loopback addresses is in place.
         let wire = Arc::clone(wire);
@@ -430,6 +433,10 @@ impl Inner {
         }
         let _one_at_a_time = self.locks.lock(id).await;
         let mut errors = TeardownErrors::default();
+        let step = "network: close host ports";
+        if !errors.note(step, sys::fault::point(step)) {
+            return errors.into_result();
+        }
         match self.state.get(id) {
             Some(lease @ Lease { made_by: MadeBy::Bridge { .. }, .. }) => {
                 let closed = lease.ports.is_empty()
@@ -564,6 +571,11 @@ fn check(config: &Config) -> Result<Vec<Pool>, OpenError> {
         return error("give one pod CIDR per address family, at least one".to_owned());
     }
     config.pod_cidrs.iter().map(|cidr| Pool::new(*cidr).map_err(OpenError::Config)).collect()
+}
+
+/// A step that a test may let fail.
+fn fault(step: &'static str) -> Result<(), AddError> {
+    sys::fault::point(step).map_err(|source| AddError::Kernel { step: step.to_owned(), source })
 }
 
 fn open_netns(path: &Path) -> Result<OwnedFd, AddError> {

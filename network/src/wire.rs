@@ -148,6 +148,9 @@ impl Wire {
             }
             made => made,
         };
+        let step = "network: configure the interface";
+        let made = made
+            .and_then(|()| sys::fault::point(step).map_err(|source| Refused { what: step, source }));
         let done = made.and_then(|()| self.configure(&mut inside, pod.ips));
         if done.is_err()
             && let Err(err) = self.delete(&[pod.host_if.to_owned()])
@@ -198,6 +201,8 @@ impl Wire {
     /// Deletes interfaces together: the kernel's waiting, some 16 ms, is then paid once.
     pub(crate) fn delete(&self, names: &[String]) -> Result<(), Refused> {
         let mut netlink = self.deleting.lock();
+        let step = "network: delete interfaces";
+        sys::fault::point(step).map_err(|source| Refused { what: step, source })?;
         if let [name] = names {
             return netlink.batch(vec![link::delete_link(name)]);
         }

@@ -65,7 +65,11 @@ impl Inner {
                 process: None,
                 unenforced,
             };
-            record::write(&inner.paths.containers, record.spec.id.as_str(), &record)?;
+            if let Err(error) = record::write(&inner.paths.containers, record.spec.id.as_str(), &record) {
+                drop(ready);
+                inner.unmake_container(&record.spec.id, &record.cgroup);
+                return Err(error);
+            }
             Ok((record, ready))
         })
         .await;
@@ -112,7 +116,13 @@ impl Inner {
             }
         };
         match launched {
-            Ok(reply) => self.started(id, reply).map_err(StartError::from),
+            Ok(reply) => self.started(id, reply).map_err(|error| {
+                // It runs, but a next daemon would not know: let it not run.
+                if let Err(error) = self.kill(&record) {
+                    tracing::error!(container = %id, error = %chain(&error), "end a container that cannot be recorded");
+                }
+                error.into()
+            }),
             Err(error) => {
                 self.start_failed(&record, &error);
                 Err(error)
@@ -127,6 +137,7 @@ impl Inner {
         fds: Fds,
     ) -> Result<LaunchReply, StartError> {
         let id = &record.spec.id;
+        RuntimeError::fault("container: launch it")?;
         let error = match self.keeper().await?.launch(plan, fds).await {
             Ok(reply) => return Ok(reply),
             Err(error) => error,
@@ -183,6 +194,7 @@ impl Inner {
             .fd()
             .try_clone_to_owned()
             .map_err(RuntimeError::io(format!("copy the cgroup of container {}", spec.id)))?;
+        RuntimeError::fault("container: open its log")?;
         let log = spec.log_path.as_deref().map(prepare::open_log).transpose()?;
         let stdio = match (spec.tty, spec.stdin) {
             (true, _) => Stdio::Terminal { columns: 80, rows: 24 },
@@ -300,6 +312,7 @@ impl Inner {
         }
         if !grace.is_zero() {
             let signal = record.spec.stop_signal.as_deref().map_or(Ok(signal::TERM), signal::parse)?;
+            RuntimeError::fault("container: send its stop signal")?;
             match self.send_signal(&record, signal).await {
                 Ok(()) => {
                     if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok() {
@@ -318,7 +331,9 @@ impl Inner {
             // It may have ended just now; the cgroup is killed in any case.
             tracing::debug!(container = %id, error = %chain(&error), "let the runtime kill a container");
         }
+        RuntimeError::fault("container: kill it")?;
         self.kill(&record)?;
+        RuntimeError::fault("container: wait for its end")?;
         if matches!(record.state, ContainerState::Unknown { .. }) {
             return self.give_up(id, &record).await;
         }
@@ -437,6 +452,7 @@ impl Inner {
         }
         let (inner, spec, cgroup) = (self.clone(), record.spec.clone(), record.cgroup.clone());
         blocking(move || {
+            RuntimeError::fault("container: remove its cgroup")?;
             inner.cgroups.destroy(&cgroup)?;
             let bundle = inner.bundle(&spec.id);
             match std::fs::remove_dir_all(&bundle) {
@@ -445,6 +461,7 @@ impl Inner {
                 }
                 _ => {}
             }
+            RuntimeError::fault("container: remove its layer")?;
             let layer = inner.paths.layers.join(spec.id.as_str());
             match std::fs::remove_dir_all(&layer) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -452,9 +469,11 @@ impl Inner {
                 }
                 _ => {}
             }
+            RuntimeError::fault("container: remove its record")?;
             record::remove(&inner.paths.containers, spec.id.as_str())
         })
         .await?;
+        RuntimeError::fault("container: forget it")?;
         self.objects.lock().containers.remove(id);
         self.announce(Event::ContainerRemoved { id: id.clone(), sandbox: record.spec.sandbox.clone() });
         Ok(())

@@ -250,26 +250,30 @@ impl Inner {
         }
         let Ok(id) = ContainerId::new(keeper_id) else { return true };
         let mut known = true;
-        let applied = self.change_container(&id, |entry| match entry.record.state {
+        let mut applied = None;
+        let written = self.change_container(&id, |entry| match entry.record.state {
             ContainerState::Running { started_at, .. } => {
-                Some((entry.apply(exit, Some(started_at)), entry.record.clone()))
+                applied = Some((entry.apply(exit, Some(started_at)), entry.record.clone()));
             }
             ContainerState::Unknown { started_at } => {
-                Some((entry.apply(exit, started_at), entry.record.clone()))
+                applied = Some((entry.apply(exit, started_at), entry.record.clone()));
             }
             ContainerState::Created => {
                 // Its launch is being answered; start applies it then.
                 entry.early_exit = Some(exit);
                 known = false;
-                None
             }
-            ContainerState::Exited(_) => None,
+            ContainerState::Exited(_) => {}
         });
-        match applied {
-            Ok(Some((exit, record))) => self.after_exit(&record, exit),
-            Ok(None) => {}
-            Err(error) if error.is_not_found() => {}
-            Err(error) => tracing::error!(container = %id, error = %chain(&error), "record an exit"),
+        if let Err(error) = written
+            && !error.is_not_found()
+        {
+            // The keeper goes on knowing it, for the next daemon.
+            tracing::error!(container = %id, error = %chain(&error), "record an exit");
+            known = false;
+        }
+        if let Some((exit, record)) = applied {
+            self.after_exit(&record, exit);
         }
         known
     }
@@ -289,18 +293,20 @@ impl Inner {
     }
 
     fn init_exited(&self, id: &SandboxId) -> bool {
-        let changed = self.change_sandbox(id, |entry| {
+        let mut was = SandboxState::NotReady;
+        let written = self.change_sandbox(id, |entry| {
             entry.held = None;
-            let was = entry.record.state;
+            was = entry.record.state;
             entry.record.init = None;
             entry.record.state = SandboxState::NotReady;
-            was
         });
-        match changed {
-            Ok(SandboxState::Ready) => self.announce(Event::SandboxStopped(id.clone())),
-            Ok(SandboxState::NotReady) => {}
-            Err(error) if error.is_not_found() => {}
-            Err(error) => tracing::error!(sandbox = %id, error = %chain(&error), "record the end of an init"),
+        if let Err(error) = written
+            && !error.is_not_found()
+        {
+            tracing::error!(sandbox = %id, error = %chain(&error), "record the end of an init");
+        }
+        if was == SandboxState::Ready {
+            self.announce(Event::SandboxStopped(id.clone()));
         }
         true
     }

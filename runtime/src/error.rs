@@ -118,6 +118,11 @@ impl RuntimeError {
         move |source| RuntimeError::Io { step, source }
     }
 
+    /// A step that a test may let fail.
+    pub(crate) fn fault(step: &'static str) -> Result<(), RuntimeError> {
+        sys::fault::point(step).map_err(RuntimeError::io(step))
+    }
+
     /// Makes a refusal.
     pub(crate) fn invalid(what: impl Into<String>) -> RuntimeError {
         RuntimeError::Invalid { what: what.into() }

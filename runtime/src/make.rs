@@ -33,13 +33,16 @@ impl Inner {
             signal::parse(name)?;
         }
         let rootfs = self.mount_root(spec, sandbox)?;
+        RuntimeError::fault("container: read its users")?;
         let (passwd, group) = (users(&rootfs, "etc/passwd")?, users(&rootfs, "etc/group")?);
         let user = user::resolve(&spec.user, &passwd, &group)?;
         let cgroup = format!("{}/{}", sandbox.cgroup, spec.id);
         let draft = self.draft(spec, &user, &cgroup, sandbox)?;
         // Refuses a bad profile now, and has the filter ready.
         self.filter(spec, sandbox)?;
+        RuntimeError::fault("container: make its cgroup")?;
         let (_, mut unenforced) = self.container_cgroup(spec, &cgroup)?;
+        RuntimeError::fault("container: plan its process")?;
         let confinement = self.confinement(spec)?;
         let process = oci::process(spec, &user, "", self.available_in(sandbox), &confinement)?;
         let mut process = plan::process_plan(&process)?;
@@ -67,6 +70,7 @@ impl Inner {
         let writable = Writable { upper: layer.join("upper"), work: layer.join("work") };
         let step = |path: &Path| RuntimeError::io(format!("make {}", path.display()));
         for dir in [&layer, &writable.upper, &writable.work] {
+            RuntimeError::fault("container: make a directory of its layer")?;
             match std::fs::create_dir(dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                     return Err(step(dir)(error));
@@ -83,6 +87,7 @@ impl Inner {
             None => None,
         };
         let user = user.as_ref().map(AsFd::as_fd);
+        RuntimeError::fault("container: mount its root")?;
         overlay::mount(&spec.rootfs, Some(&writable), user, self.pins.scratch())
     }
 
@@ -168,6 +173,7 @@ impl Inner {
             .sandbox_record(&spec.sandbox)
             .is_ok_and(|sandbox| matches!(self.delegate_of(&sandbox), Ok(None)))
         {
+            RuntimeError::fault("container: confine its devices")?;
             self.confine_devices(&group, spec)?;
         }
         unenforced.extend(self.cannot(spec));

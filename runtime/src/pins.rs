@@ -67,6 +67,7 @@ impl Pins {
     pub fn make(&self, spec: &SandboxSpec, sysctls: &[(String, String)]) -> Result<(), RuntimeError> {
         let dir = self.of(spec.id.as_str());
         std::fs::create_dir(&dir).map_err(RuntimeError::io(format!("make {}", dir.display())))?;
+        RuntimeError::fault("pins: make namespaces")?;
         let modes = [&spec.namespaces.net, &spec.namespaces.ipc, &spec.namespaces.uts];
         let wanted: Vec<(Kind, &str)> = KINDS
             .into_iter()
@@ -117,10 +118,12 @@ impl Pins {
             let (descriptors, outcome) = sys::namespace::create(&kinds, setup).map_err(namespace_error)?;
             outcome?;
             for ((_, name), descriptor) in wanted.iter().zip(&descriptors) {
+                RuntimeError::fault("pins: pin a namespace")?;
                 sys::namespace::pin(descriptor, &dir.join(name)).map_err(namespace_error)?;
             }
         }
         if spec.namespaces.ipc != NamespaceMode::Node {
+            RuntimeError::fault("pins: mount shared memory")?;
             let owner = spec.user_namespace.map_or((0, 0), |ids| (ids.users.host, ids.groups.host));
             self.make_shm(&dir, spec.shm_size.unwrap_or(SHM_SIZE), owner)?;
         }
@@ -162,6 +165,7 @@ impl Pins {
     pub fn set_aside(&self, id: &str) -> Result<Option<String>, RuntimeError> {
         // No id has a dot in it, so `all` tells it from a sandbox's.
         let aside = format!(".{id}-{}", uuid::Uuid::new_v4().simple());
+        RuntimeError::fault("pins: set them aside")?;
         match std::fs::rename(self.of(id), self.of(&aside)) {
             Ok(()) => Ok(Some(aside)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -173,6 +177,7 @@ impl Pins {
     pub fn drop(&self, id: &str) -> Result<(), RuntimeError> {
         let dir = self.of(id);
         for name in KINDS.iter().map(|(_, name)| *name).chain([USER]) {
+            RuntimeError::fault("pins: drop a namespace")?;
             sys::namespace::unpin(&dir.join(name)).map_err(namespace_error)?;
         }
         let step = || format!("remove {}", dir.display());
@@ -180,6 +185,7 @@ impl Pins {
             Ok(()) | Err(sys::Errno::INVAL | sys::Errno::NOENT) => {}
             Err(errno) => return Err(RuntimeError::io(step())(errno.into())),
         }
+        RuntimeError::fault("pins: remove their directory")?;
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(RuntimeError::io(step())(error))

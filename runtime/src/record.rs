@@ -93,8 +93,10 @@ pub fn write<T: Serialize>(dir: &Path, id: &str, record: &T) -> Result<(), Runti
     let step = || format!("write the record of {id}");
     let json =
         serde_json::to_vec(record).map_err(|error| RuntimeError::io(step())(std::io::Error::other(error)))?;
+    RuntimeError::fault("record: write it aside")?;
     let aside = dir.join(format!(".{id}.{}", uuid::Uuid::new_v4()));
     std::fs::write(&aside, json)
+        .and_then(|()| sys::fault::point("record: put it in place"))
         .and_then(|()| std::fs::rename(&aside, dir.join(format!("{id}.json"))))
         .map_err(RuntimeError::io(step()))
 }

@@ -83,25 +83,29 @@ impl Inner {
 
     async fn make_sandbox(
         self: &Arc<Self>,
-        record: SandboxRecord,
+        mut record: SandboxRecord,
         sysctls: Vec<(String, String)>,
     ) -> Result<Sandbox, RuntimeError> {
         let (inner, spec, path) = (self.clone(), record.spec.clone(), record.cgroup.clone());
         let shared_pid = spec.namespaces.pid == NamespaceMode::Pod;
         let (id, user) = (spec.id.clone(), spec.user_namespace);
-        let (made, unenforced, init_cgroup) = blocking(move || {
-            record::write(&inner.paths.sandboxes, spec.id.as_str(), &record)?;
-            let (made, unenforced) = inner.cgroups.make_pod(&path, &spec.resources)?;
-            // Known before anything else fails, so that undoing removes the cgroup too.
+        let (unenforced, init_cgroup) = blocking(move || {
+            // Known before it is there, so that whoever undoes this removes the cgroup too, also after a crash.
+            record.cgroup_made = inner.cgroups.open_path(&path).is_err();
             if let Some(entry) = inner.objects.lock().sandboxes.get_mut(&spec.id) {
-                entry.record.cgroup_made = made;
+                entry.record.cgroup_made = record.cgroup_made;
             }
+            record::write(&inner.paths.sandboxes, spec.id.as_str(), &record)?;
+            RuntimeError::fault("sandbox: make its cgroup")?;
+            let unenforced = inner.cgroups.make_pod(&path, &spec.resources)?;
+            RuntimeError::fault("sandbox: make its namespaces")?;
             inner.pins.make(&spec, &sysctls)?;
+            RuntimeError::fault("sandbox: make the cgroup of its init")?;
             let init = match shared_pid {
                 true => Some(inner.cgroups.make_container(&format!("{path}/init"), &Resources::default())?.0),
                 false => None,
             };
-            Ok::<_, RuntimeError>((made, unenforced, init))
+            Ok::<_, RuntimeError>((unenforced, init))
         })
         .await?;
         let init = match init_cgroup {
@@ -121,6 +125,7 @@ impl Inner {
                     namespaces: KeeperNamespaces::default(),
                     user_namespace,
                 };
+                RuntimeError::fault("sandbox: start its init")?;
                 let reply = self
                     .keeper()
                     .await?
@@ -131,8 +136,8 @@ impl Inner {
             }
             None => None,
         };
+        RuntimeError::fault("sandbox: note that it is ready")?;
         let snapshot = self.change_sandbox(&id, |entry| {
-            entry.record.cgroup_made = made;
             entry.record.unenforced = unenforced;
             if let Some(reply) = init {
                 entry.record.init = Some(reply.launched.process);
@@ -179,6 +184,7 @@ impl Inner {
         // First the state, so that no further container is started.
         let was = self
             .change_sandbox(id, |entry| std::mem::replace(&mut entry.record.state, SandboxState::NotReady))?;
+        RuntimeError::fault("sandbox: end its containers")?;
         let ends = self.containers_of(id).into_iter().map(|container| {
             let inner = self.clone();
             async move { inner.stop_container(&container, std::time::Duration::ZERO).await }
@@ -190,6 +196,7 @@ impl Inner {
                 _ => {}
             }
         }
+        RuntimeError::fault("sandbox: end its init")?;
         self.stop_init(id).await?;
         if was == SandboxState::Ready {
             self.announce(Event::SandboxStopped(id.clone()));
@@ -228,14 +235,17 @@ impl Inner {
         let inner = self.clone();
         let gone = id.clone();
         let aside = blocking(move || {
+            RuntimeError::fault("sandbox: remove its cgroup")?;
             if record.cgroup_made {
                 inner.cgroups.destroy(&record.cgroup)?;
             }
             let aside = inner.pins.set_aside(gone.as_str())?;
+            RuntimeError::fault("sandbox: remove its record")?;
             record::remove(&inner.paths.sandboxes, gone.as_str())?;
             Ok::<_, RuntimeError>(aside)
         })
         .await?;
+        RuntimeError::fault("sandbox: forget it")?;
         self.objects.lock().sandboxes.remove(id);
         self.announce(Event::SandboxRemoved(id.clone()));
         if let Some(aside) = aside {

@@ -12,6 +12,7 @@ pub mod caps;
 pub mod cgroup;
 pub mod children;
 pub mod devices;
+pub mod fault;
 pub mod features;
 pub mod fs;
 pub mod memfd;

@@ -73,6 +73,7 @@ impl Job<'_> {
             Content::Blob => self.store.0.layout.partial_blob(digest),
         };
         let failed = |source| LayerError::Store { digest: digest.clone(), source };
+        sys::fault::point("layer: open the file of its download").map_err(failed)?;
         let file =
             File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&partial);
         let file = Arc::new(file.map_err(failed)?);
@@ -123,6 +124,7 @@ impl Job<'_> {
             },
         };
         let outcome = outcome.map_err(|_| LayerError::Abandoned(digest.clone()))?;
+        sys::fault::point("layer: judge it").map_err(failed)?;
         self.judge(outcome, &partial)
     }
 
@@ -143,6 +145,10 @@ impl Job<'_> {
             },
             (None, None) => Err(LayerError::Abandoned(digest.clone())),
         };
+        let result = result.and_then(|arrived| {
+            let failed = |source| LayerError::Store { digest: digest.clone(), source };
+            sys::fault::point("layer: remove its download").map(|()| arrived).map_err(failed)
+        });
         // A full disk is no reason to download again; it is one to give the space back, though.
         if let Err(err) = remove_file(partial) {
             warn!(path = %partial.display(), %err, "cannot remove a finished download");
@@ -217,6 +223,7 @@ impl Job<'_> {
     /// One request: appends what it brings, and counts it in `have`.
     async fn stream(&self, file: &Arc<File>, have: &mut u64, writer: &Writer) -> Result<(), Failure> {
         let total = self.layer.size;
+        sys::fault::point("layer: ask for it").map_err(Failure::Disk)?;
         let mut blob = self.open(*have).await.map_err(Failure::Registry)?;
         // A server that knows no ranges starts over: what we have is skipped.
         let mut skip = *have - blob.start.min(*have);
@@ -263,6 +270,7 @@ async fn write_piece(
     if piece.is_empty() {
         return Ok(());
     }
+    sys::fault::point("layer: write what came").map_err(Failure::Disk)?;
     let (file, at, data) = (file.clone(), *have, std::mem::take(piece));
     let written = tokio::task::spawn_blocking(move || file.write_all_at(&data, at).map(|()| data)).await;
     let mut data = written.map_err(|err| Failure::Disk(io::Error::other(err)))?.map_err(Failure::Disk)?;

@@ -13,7 +13,7 @@ use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::{RegistryError, Session};
-use crate::store::{NewImage, Store};
+use crate::store::{CommitError, NewImage, Store};
 
 use super::PullError;
 use super::bring::Landed;
@@ -92,6 +92,11 @@ impl Pull<'_> {
         let _hold = self.store.hold(&layers);
         let wanted = manifest.layers.iter().cloned().zip(layers.iter().cloned().map(Content::Layer));
         let landed = self.bring_all(session, wanted.collect(), Digest::of(&manifest_bytes)).await?;
+        let store = |source| PullError::Commit {
+            reference: self.reference.to_string(),
+            source: CommitError::Write { step: "complete the layers", source },
+        };
+        sys::fault::point("pull: complete the layers' directories").map_err(store)?;
         let staged = landed.iter().filter_map(Landed::layer).collect();
         let corrected = self.store.correct(&layers, staged).await;
         let (staged, correction) = corrected

@@ -106,6 +106,7 @@ impl Store {
             layout.write(&layout.blob(digest), bytes).map_err(step("write a blob"))?;
         }
         let root = fs::File::open(layout.root()).map_err(step("open the directory"))?;
+        sys::fault::point("pull: sync the file system").map_err(step("sync"))?;
         rustix::fs::syncfs(&root).map_err(|err| step("sync")(err.into()))?;
         self.place(&new.staged)?;
         let record = ImageRecord {
@@ -122,6 +123,7 @@ impl Store {
             pinned: false,
             doomed: false,
         };
+        sys::fault::point("pull: publish the image").map_err(step("publish the image"))?;
         self.publish(record, Arc::new(new.config))
     }
 
@@ -208,12 +210,14 @@ impl Store {
                 state.next_layer += 1;
                 state.next_layer - 1
             };
+            sys::fault::point("pull: move a layer into place").map_err(step)?;
             layer.take(&layout.layer(number)).map_err(step)?;
             placed.push((number, layer.record.clone()));
         }
         if placed.is_empty() {
             return Ok(());
         }
+        sys::fault::point("pull: sync the layers' directory").map_err(step)?;
         sync_dir(&layout.layers()).map_err(step)?;
         let mut state = state.lock();
         for (number, record) in placed {

@@ -104,13 +104,12 @@ impl Cgroups {
         }
     }
 
-    /// Makes a pod's cgroup ready for containers. Tells whether it was made, and what is not enforced.
-    pub fn make_pod(&self, path: &str, resources: &Resources) -> Result<(bool, Vec<String>), RuntimeError> {
+    /// Makes a pod's cgroup ready for containers, unless its owner did. Tells what is not enforced.
+    pub fn make_pod(&self, path: &str, resources: &Resources) -> Result<Vec<String>, RuntimeError> {
         let step = || RuntimeError::io(format!("make cgroup {path}"));
         let existed = self.open_path(path).is_ok();
         let group = self.make_path(path).map_err(|errno| step()(errno.into()))?;
-        let unenforced = if existed { Vec::new() } else { self.apply(&group, resources)? };
-        Ok((!existed, unenforced))
+        if existed { Ok(Vec::new()) } else { self.apply(&group, resources) }
     }
 
     /// Makes a container's cgroup and sets its limits.
