@@ -28,11 +28,13 @@ pub struct NodeOptions {
     pub config: String,
     /// Another build of the binary.
     pub binary: PathBuf,
+    /// Whether faults can be armed, in [`Node::faults`] (docs of `sys::fault`).
+    pub faults: bool,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        NodeOptions { role: vec!["server".into()], config: String::new(), binary: binary() }
+        NodeOptions { role: vec!["server".into()], config: String::new(), binary: binary(), faults: false }
     }
 }
 
@@ -94,6 +96,10 @@ impl Node {
         let log = std::fs::File::options().create(true).append(true).open(self.log())?;
         let mut daemon = command(&self.netns, &self.options.binary);
         daemon.arg("--root").arg(&self.root).args(["--log", "info,orlop=debug"]).args(&self.options.role);
+        if self.options.faults {
+            std::fs::create_dir_all(self.faults())?;
+            daemon.env("ORLOP_FAULTS", self.faults());
+        }
         daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.daemon = Some(daemon.spawn().context("start the daemon")?);
         self.serving().await
@@ -148,6 +154,23 @@ impl Node {
     pub async fn kill(&mut self) -> anyhow::Result<()> {
         let mut daemon = self.daemon.take().context("the daemon does not run")?;
         daemon.kill().await.context("kill the daemon")
+    }
+
+    /// Waits until the daemon has ended by itself, and tells how.
+    ///
+    /// # Errors
+    /// It goes on for 20 s.
+    pub async fn ended(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        let daemon = self.daemon.as_mut().context("the daemon does not run")?;
+        let status = tokio::time::timeout(Duration::from_secs(20), daemon.wait()).await;
+        let status = status.context("the daemon did not end within 20 s")??;
+        self.daemon = None;
+        Ok(status)
+    }
+
+    /// Where faults are armed and told.
+    pub fn faults(&self) -> PathBuf {
+        self.root.join("faults")
     }
 
     /// Asks the daemon to end (SIGTERM), and waits until it has.
