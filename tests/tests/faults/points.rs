@@ -228,7 +228,7 @@ impl Bench {
                 let image = Some(ImageSpec { image: self.pulled.clone(), ..Default::default() });
                 let status = self.cri.image_status(ImageStatusRequest { image, verbose: false }).await?;
                 ensure!(status.image.is_some(), "pulled, and not there");
-                Ok(())
+                self.node.orlop(&["image", "verify"]).await?.ok().map(drop)
             }
         }
     }
