@@ -36,8 +36,13 @@ impl Inner {
         let config = request.config.ok_or_else(|| invalid("the sandbox has no config"))?;
         let id = new_id();
         let ports = port_mappings(&config)?;
-        let meta =
-            SandboxMeta { config, handler: request.runtime_handler, ips: Vec::new(), connected: false, making: true };
+        let meta = SandboxMeta {
+            config,
+            handler: request.runtime_handler,
+            ips: Vec::new(),
+            connected: false,
+            making: true,
+        };
         let spec = sandbox_spec(sandbox_id(&id)?, &meta.config, &meta.handler, to_value(&meta))?;
         let name = sandbox_name(&meta.config);
         let _making = self.index.reserve(&name).await;

@@ -149,8 +149,8 @@ impl Wire {
             made => made,
         };
         let step = "network: configure the interface";
-        let made = made
-            .and_then(|()| sys::fault::point(step).map_err(|source| Refused { what: step, source }));
+        let made =
+            made.and_then(|()| sys::fault::point(step).map_err(|source| Refused { what: step, source }));
         let done = made.and_then(|()| self.configure(&mut inside, pod.ips));
         if done.is_err()
             && let Err(err) = self.delete(&[pod.host_if.to_owned()])

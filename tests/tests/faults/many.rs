@@ -20,7 +20,8 @@ fn memory(pid: u32) -> anyhow::Result<(u64, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).with_context(|| format!("no {name}"))
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+            .with_context(|| format!("no {name}"))
     };
     Ok((field("Rss:")?, field("Pss:")?))
 }
@@ -96,7 +97,11 @@ async fn five_hundred_pods() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    println!("{PODS} pods: started in {:.1} s, removed in {:.1} s", started.as_secs_f64(), removed.as_secs_f64());
+    println!(
+        "{PODS} pods: started in {:.1} s, removed in {:.1} s",
+        started.as_secs_f64(),
+        removed.as_secs_f64()
+    );
     println!(
         "{PODS} pods: p50 of ListContainers {:.2} ms, of ListPodSandbox {:.2} ms",
         median(of_containers).as_secs_f64() * 1e3,
