@@ -18,6 +18,7 @@ mod report;
 mod rounds;
 mod stats;
 mod table;
+mod thousand;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -126,6 +127,9 @@ async fn runtimes(report: &mut Report, flags: &Flags, with_peer: bool) {
         for (engine, idle) in engines.iter().zip(&idle) {
             crowd::round(report, engine, *idle, flags.pods).await;
         }
+    }
+    for engine in &engines {
+        thousand::round(report, engine).await;
     }
     report.say("pushing an image of 460 MB to a registry");
     match pull::Registry::start(&flags.root.join("registry"), &flags.images.join("large.tar"), &flags.push)

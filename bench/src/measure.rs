@@ -58,6 +58,9 @@ pub enum Measure {
     Exec,
     List,
     Status,
+    ListThousand,
+    FilterThousand,
+    ListPodsThousand,
     DaemonIdle,
     DaemonCrowd,
     HelpersIdle,
@@ -107,6 +110,19 @@ pub const MEASURES: &[Row] = &[
     row(Measure::Exec, "ExecSync `true`", Unit::Ms, Budget::AtMost(1.5)),
     row(Measure::List, "ListContainers with many pods", Unit::Ms, Budget::AtMost(0.15)),
     row(Measure::Status, "ContainerStatus with many pods", Unit::Ms, Budget::AtMost(0.15)),
+    row(Measure::ListThousand, "ListContainers with 1000 containers", Unit::Ms, Budget::AtMost(5.0)),
+    row(
+        Measure::FilterThousand,
+        "ListContainers that finds none of 1000 containers",
+        Unit::Ms,
+        Budget::AtMost(5.0),
+    ),
+    row(
+        Measure::ListPodsThousand,
+        "ListPodSandbox with 1000 containers in 10 pods",
+        Unit::Ms,
+        Budget::AtMost(5.0),
+    ),
     row(Measure::DaemonIdle, "CRI daemon, RSS idle", Unit::Mb, Budget::AtMost(15.0)),
     row(Measure::DaemonCrowd, "CRI daemon, RSS with many pods", Unit::Mb, Budget::AtMost(20.0)),
     row(Measure::HelpersIdle, "keeper (shims and pauses), RSS idle", Unit::Mb, Budget::None),
@@ -150,6 +166,10 @@ pub const OF_A_CROWD: &[Measure] = &[
     Measure::PodMemory,
     Measure::PodProcesses,
 ];
+
+/// What a thousand containers over CRI give.
+pub const OF_A_THOUSAND: &[Measure] =
+    &[Measure::ListThousand, Measure::FilterThousand, Measure::ListPodsThousand];
 
 /// What is asked of both runtimes over CRI.
 pub fn over_cri() -> Vec<Measure> {

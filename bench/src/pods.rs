@@ -62,8 +62,7 @@ pub struct EndTimes {
 /// # Errors
 /// Which call failed.
 pub async fn start(cri: &GrpcClient, dir: &Path, host_network: bool) -> anyhow::Result<(Pod, StartTimes)> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("bench-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let name = next_name();
     let sandbox_config = sandbox_config(&name, dir, host_network)?;
     let container_config = container_config(host_network);
 
@@ -99,6 +98,60 @@ pub async fn start(cri: &GrpcClient, dir: &Path, host_network: bool) -> anyhow::
             Err(err)
         }
     }
+}
+
+/// Makes a pod with `count` containers, labelled and annotated as a kubelet does, none of them started.
+///
+/// # Errors
+/// Which call failed.
+pub async fn make(cri: &GrpcClient, dir: &Path, count: usize) -> anyhow::Result<Pod> {
+    let name = next_name();
+    let sandbox_config = sandbox_config(&name, dir, false)?;
+    let request =
+        RunPodSandboxRequest { config: Some(sandbox_config.clone()), runtime_handler: String::new() };
+    let sandbox = cri.run_pod_sandbox(request).await.context("RunPodSandbox")?.pod_sandbox_id;
+    let mut pod = Pod { sandbox, container: String::new() };
+    for number in 0..count {
+        let mut config = container_config(false);
+        let container = format!("c{number}");
+        let pairs = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, value)| (format!("io.kubernetes.{key}"), (*value).to_owned())).collect()
+        };
+        let uid = format!("{name}-uid");
+        config.labels = pairs(&[
+            ("pod.name", &name),
+            ("pod.namespace", "default"),
+            ("pod.uid", &uid),
+            ("container.name", &container),
+        ]);
+        config.annotations = pairs(&[
+            ("container.hash", "8a3c9f01"),
+            ("container.restartCount", "0"),
+            ("container.terminationMessagePath", "/dev/termination-log"),
+            ("container.terminationMessagePolicy", "File"),
+            ("pod.terminationGracePeriod", "30"),
+        ]);
+        config.log_path = format!("{container}.log");
+        config.metadata = Some(ContainerMetadata { name: container, attempt: 0 });
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.sandbox.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config.clone()),
+        };
+        match cri.create_container(request).await.context("CreateContainer") {
+            Ok(answer) => pod.container = answer.container_id,
+            Err(err) => {
+                pod.end(cri).await.with_context(|| format!("clean up after: {err:#}"))?;
+                return Err(err);
+            }
+        }
+    }
+    Ok(pod)
+}
+
+fn next_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("bench-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Pod {

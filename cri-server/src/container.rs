@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cri_api::v1::*;
-use runtime::{ContainerId, ContainerState as State};
+use runtime::{ContainerId, ContainerState as State, SandboxId};
 use tonic::Status;
 
 use crate::container_spec::{Parts, container_spec, log_path};
@@ -68,7 +68,7 @@ impl Inner {
     ) -> Result<(), Status> {
         let asked = config.image.clone().unwrap_or_default();
         let image = self.find_image(&asked.image)?;
-        fault("CreateContainer: lease its image")?;
+        fault("CreateContainer: lease its image").await?;
         let rootfs = self.images.lease(&image.id, id).map_err(status)?;
         let mut image_mounts: Vec<Vec<PathBuf>> = Vec::new();
         for spec in config.mounts.iter().filter_map(|mount| mount.image.as_ref()) {
@@ -102,9 +102,13 @@ impl Inner {
             config,
         };
         spec.meta = to_value(&meta);
-        fault("CreateContainer: make the container")?;
+        fault("CreateContainer: make the container").await?;
         self.runtime.create_container(spec).await.map_err(status)?;
         self.index.put_container(id, sandbox, meta);
+        if self.runtime.container(&container_id(id)?).is_none() {
+            self.index.drop_container(id);
+            return Err(Status::failed_precondition(format!("sandbox {sandbox} was removed meanwhile")));
+        }
         Ok(())
     }
 
@@ -128,24 +132,24 @@ impl Inner {
 
     pub(crate) async fn start_container(&self, given: &str) -> Result<(), Status> {
         let id = container_id(&self.index.container_id(given)?)?;
-        fault("StartContainer: start the container")?;
+        fault("StartContainer: start the container").await?;
         self.runtime.start_container(&id).await.map_err(status)?;
-        fault("StartContainer: answer")
+        fault("StartContainer: answer").await
     }
 
     pub(crate) async fn stop_container(&self, given: &str, timeout: i64) -> Result<(), Status> {
         let Some(id) = gone_is_fine(self.index.container_id(given))? else { return Ok(()) };
         let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
-        fault("StopContainer: end the container")?;
+        fault("StopContainer: end the container").await?;
         self.runtime.stop_container(&container_id(&id)?, grace).await.map_err(status)?;
-        fault("StopContainer: answer")
+        fault("StopContainer: answer").await
     }
 
     pub(crate) async fn remove_container(&self, given: &str) -> Result<(), Status> {
         let Some(id) = gone_is_fine(self.index.container_id(given))? else { return Ok(()) };
-        fault("RemoveContainer: remove the container")?;
+        fault("RemoveContainer: remove the container").await?;
         self.runtime.remove_container(&container_id(&id)?).await.map_err(status)?;
-        fault("RemoveContainer: let go of what it held")?;
+        fault("RemoveContainer: let go of what it held").await?;
         self.forget_container(&id);
         Ok(())
     }
@@ -182,14 +186,19 @@ impl Inner {
     }
 
     pub(crate) fn list_containers(&self, wanted: Option<&ContainerFilter>) -> Vec<Container> {
-        self.container_rows().filter(|row| filter::container(wanted, row)).collect()
+        self.container_rows(None, |has| filter::container(wanted, has))
     }
 
-    pub(crate) fn container_rows(&self) -> impl Iterator<Item = Container> {
-        self.runtime.containers().into_iter().filter_map(|container| {
-            let meta = self.index.container(container.id().as_str())?;
-            Some(view::container_row(&container, &meta))
-        })
+    /// Rows of the containers, or of those of one sandbox, that `wanted` wants. Only those are made: each takes dozens of
+    /// allocations.
+    pub(crate) fn container_rows(
+        &self,
+        sandbox: Option<&SandboxId>,
+        wanted: impl Fn(filter::Traits<'_>) -> bool,
+    ) -> Vec<Container> {
+        let known = self.index.with_metas(self.runtime.briefs(sandbox));
+        let known = known.iter().filter(|(brief, meta)| wanted(view::traits(brief, meta)));
+        known.map(|(brief, meta)| view::container_row(brief, meta)).collect()
     }
 
     pub(crate) async fn update_container_resources(

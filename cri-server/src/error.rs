@@ -28,9 +28,14 @@ pub fn status(error: impl Error + 'static) -> Status {
     Status::new(code(&error), chain(&error))
 }
 
-/// A step that a test may let fail.
-pub fn fault(step: &'static str) -> Result<(), Status> {
-    sys::fault::point(step).map_err(|error| Status::internal(error.to_string()))
+/// A step that a test may let fail, or wait: on a thread for that.
+pub async fn fault(step: &'static str) -> Result<(), Status> {
+    if !sys::fault::possible() {
+        return Ok(());
+    }
+    let passed = tokio::task::spawn_blocking(move || sys::fault::point(step)).await;
+    let failed = |error: &dyn Error| Status::internal(error.to_string());
+    passed.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
 }
 
 /// What can never work, whoever asks again.

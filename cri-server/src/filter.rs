@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cri_api::v1::{
-    Container, ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter, PodSandboxStatsFilter,
+    ContainerFilter, ContainerStatsFilter, PodSandbox, PodSandboxFilter, PodSandboxStatsFilter,
 };
 
 /// Whether every wanted label is there.
@@ -20,22 +20,35 @@ pub fn sandbox(filter: Option<&PodSandboxFilter>, row: &PodSandbox) -> bool {
     })
 }
 
+/// What filters look at in a container.
+#[derive(Debug, Clone, Copy)]
+pub struct Traits<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its sandbox's id.
+    pub sandbox: &'a str,
+    /// CRI's number of its state.
+    pub state: i32,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
 /// Whether a list call wants a container.
-pub fn container(filter: Option<&ContainerFilter>, row: &Container) -> bool {
+pub fn container(filter: Option<&ContainerFilter>, has: Traits<'_>) -> bool {
     filter.is_none_or(|filter| {
-        row.id.starts_with(&filter.id)
-            && row.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
-            && filter.state.as_ref().is_none_or(|state| state.state == row.state)
-            && labels(&filter.label_selector, &row.labels)
+        has.id.starts_with(&filter.id)
+            && has.sandbox.starts_with(&filter.pod_sandbox_id)
+            && filter.state.as_ref().is_none_or(|state| state.state == has.state)
+            && labels(&filter.label_selector, has.labels)
     })
 }
 
 /// Whether a statistics call wants a container.
-pub fn container_stats(filter: Option<&ContainerStatsFilter>, row: &Container) -> bool {
+pub fn container_stats(filter: Option<&ContainerStatsFilter>, has: Traits<'_>) -> bool {
     filter.is_none_or(|filter| {
-        row.id.starts_with(&filter.id)
-            && row.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
-            && labels(&filter.label_selector, &row.labels)
+        has.id.starts_with(&filter.id)
+            && has.sandbox.starts_with(&filter.pod_sandbox_id)
+            && labels(&filter.label_selector, has.labels)
     })
 }
 
@@ -77,13 +90,14 @@ mod tests {
         assert!(!check("", Some(0), &[]));
         assert!(!check("", None, &[("b", "3")]));
         assert!(!check("", None, &[("c", "")]));
-        let row = Container { id: "c1".into(), pod_sandbox_id: "abc".into(), state: 1, ..Default::default() };
+        let labels = map(&[("a", "1")]);
+        let has = Traits { id: "c1", sandbox: "abc", state: 1, labels: &labels };
         let filter = ContainerFilter {
             pod_sandbox_id: "ab".into(),
             state: Some(ContainerStateValue { state: 1 }),
             ..Default::default()
         };
-        assert!(container(Some(&filter), &row));
-        assert!(!container(Some(&ContainerFilter { pod_sandbox_id: "x".into(), ..filter }), &row));
+        assert!(container(Some(&filter), has));
+        assert!(!container(Some(&ContainerFilter { pod_sandbox_id: "x".into(), ..filter }), has));
     }
 }

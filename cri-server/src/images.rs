@@ -130,7 +130,7 @@ impl Inner {
             inodes_used: Some(UInt64Value { value: inodes }),
         };
         let (mut bytes, mut inodes) = (0, 0);
-        for container in self.runtime.containers() {
+        for container in self.runtime.briefs(None) {
             if let Ok(stats) = self.runtime.stats(container.id()).await {
                 bytes += stats.writable_bytes;
                 inodes += stats.writable_inodes;

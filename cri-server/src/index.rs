@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
+use runtime::Brief;
 use tonic::Status;
 
 use crate::meta::{ContainerMeta, SandboxMeta, container_name, sandbox_name};
@@ -13,11 +14,17 @@ use crate::meta::{ContainerMeta, SandboxMeta, container_name, sandbox_name};
 /// One kind of object by id.
 pub type ById<T> = HashMap<String, Arc<T>>;
 
+/// A container, and whose it is.
+struct Known {
+    sandbox: String,
+    meta: Arc<ContainerMeta>,
+}
+
 /// Everything known, in short critical sections.
 #[derive(Default)]
 pub struct Index {
     sandboxes: RwLock<ById<SandboxMeta>>,
-    containers: RwLock<ById<ContainerMeta>>,
+    containers: RwLock<HashMap<String, Known>>,
     /// Name to id.
     names: Mutex<HashMap<String, String>>,
     making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -54,7 +61,8 @@ impl Index {
     pub fn put_container(&self, id: &str, sandbox: &str, meta: ContainerMeta) -> Arc<ContainerMeta> {
         self.names.lock().insert(container_name(sandbox, &meta.config), id.to_owned());
         let meta = Arc::new(meta);
-        self.containers.write().insert(id.to_owned(), meta.clone());
+        let known = Known { sandbox: sandbox.to_owned(), meta: meta.clone() };
+        self.containers.write().insert(id.to_owned(), known);
         meta
     }
 
@@ -77,7 +85,20 @@ impl Index {
 
     /// A container by its whole id.
     pub fn container(&self, id: &str) -> Option<Arc<ContainerMeta>> {
-        self.containers.read().get(id).cloned()
+        self.containers.read().get(id).map(|known| known.meta.clone())
+    }
+
+    /// Ids of a sandbox's containers, also of one that the runtime has no longer.
+    pub fn containers_in(&self, sandbox: &str) -> Vec<String> {
+        let containers = self.containers.read();
+        containers.iter().filter(|(_, known)| known.sandbox == sandbox).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Containers with what we know of them; those of which we know nothing are left out.
+    pub fn with_metas(&self, briefs: Vec<Brief>) -> Vec<(Brief, Arc<ContainerMeta>)> {
+        let containers = self.containers.read();
+        let known = |brief: &Brief| containers.get(brief.id().as_str()).map(|known| known.meta.clone());
+        briefs.into_iter().filter_map(|brief| known(&brief).map(|meta| (brief, meta))).collect()
     }
 
     /// The whole id that starts with `given`.
@@ -92,7 +113,7 @@ impl Index {
 }
 
 /// Finds the one id that is or starts with `given`.
-fn resolve<T>(kind: &str, given: &str, known: &ById<T>) -> Result<String, Status> {
+fn resolve<T>(kind: &str, given: &str, known: &HashMap<String, T>) -> Result<String, Status> {
     if given.is_empty() {
         return Err(Status::invalid_argument(format!("a {kind} id is needed; none was given")));
     }

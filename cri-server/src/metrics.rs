@@ -38,7 +38,7 @@ impl Inner {
     pub(crate) async fn list_sandbox_metrics(&self) -> Vec<PodSandboxMetrics> {
         let ready = PodSandboxState::SandboxReady as i32;
         let sandboxes = self.list_sandboxes(None).into_iter().filter(|row| row.state == ready);
-        let containers: Vec<_> = self.container_rows().collect();
+        let containers = self.container_rows(None, |_| true);
         let all = sandboxes.map(|row| self.metrics_of(row, &containers));
         futures::future::join_all(all).await
     }

@@ -53,7 +53,7 @@ impl Inner {
             tracing::debug!(sandbox = id, "host ports mean nothing in the node's network");
         }
         let hostname = spec.hostname.clone();
-        fault("RunPodSandbox: make the sandbox")?;
+        fault("RunPodSandbox: make the sandbox").await?;
         self.runtime.create_sandbox(spec).await.map_err(status)?;
         // From here on the record exists: whatever fails takes it away again.
         match self.connect(&id, meta, &hostname, &ports).await {
@@ -94,19 +94,19 @@ impl Inner {
             .runtime
             .sandbox(&sandbox_id(id)?)
             .ok_or_else(|| Status::internal(format!("sandbox {id} is gone while it is made")))?;
-        fault("RunPodSandbox: connect it")?;
+        fault("RunPodSandbox: connect it").await?;
         if let Some(netns) = &sandbox.netns {
             let pod = pod_info(&meta.config);
             meta.ips = self.network.add(id, netns, ports, &pod).await.map_err(status)?.0;
         }
         meta.connected = true;
         meta.making = false;
-        fault("RunPodSandbox: write its files")?;
+        fault("RunPodSandbox: write its files").await?;
         self.write_files(id, &meta, hostname)
             .map_err(|error| Status::internal(format!("write the files of sandbox {id}: {error}")))?;
-        fault("RunPodSandbox: note that it is complete")?;
+        fault("RunPodSandbox: note that it is complete").await?;
         self.runtime.set_sandbox_meta(&sandbox_id(id)?, to_value(&meta)).await.map_err(status)?;
-        fault("RunPodSandbox: answer")?;
+        fault("RunPodSandbox: answer").await?;
         Ok(meta)
     }
 
@@ -172,19 +172,19 @@ impl Inner {
     pub(crate) async fn stop_pod_sandbox(&self, given: &str) -> Result<(), Status> {
         let Some(id) = gone_is_fine(self.index.sandbox_id(given))? else { return Ok(()) };
         let runtime_id = sandbox_id(&id)?;
-        fault("StopPodSandbox: end what runs")?;
+        fault("StopPodSandbox: end what runs").await?;
         self.runtime.stop_sandbox(&runtime_id).await.map_err(status)?;
-        fault("StopPodSandbox: disconnect it")?;
+        fault("StopPodSandbox: disconnect it").await?;
         let Some(meta) = self.index.sandbox(&id).filter(|meta| meta.connected) else { return Ok(()) };
         let netns = self.runtime.sandbox(&runtime_id).and_then(|sandbox| sandbox.netns);
         if netns.is_some() {
             self.network.remove(&id, netns.as_deref()).await.map_err(status)?;
         }
-        fault("StopPodSandbox: note that it is disconnected")?;
+        fault("StopPodSandbox: note that it is disconnected").await?;
         let meta = SandboxMeta { connected: false, ..(*meta).clone() };
         self.runtime.set_sandbox_meta(&runtime_id, to_value(&meta)).await.map_err(status)?;
         self.index.put_sandbox(&id, meta);
-        fault("StopPodSandbox: answer")
+        fault("StopPodSandbox: answer").await
     }
 
     pub(crate) async fn remove_pod_sandbox(&self, given: &str) -> Result<(), Status> {
@@ -192,12 +192,16 @@ impl Inner {
         self.stop_pod_sandbox(&id).await?;
         let runtime_id = sandbox_id(&id)?;
         // One by one, so that a removal that is cut short knows what it still has to let go of.
-        for container in self.runtime.containers().into_iter().filter(|c| c.spec.sandbox == runtime_id) {
-            self.remove_container(container.id().as_str()).await?;
+        for container in self.index.containers_in(&id) {
+            self.remove_container(&container).await?;
         }
-        fault("RemovePodSandbox: remove the sandbox")?;
+        fault("RemovePodSandbox: remove the sandbox").await?;
         self.runtime.remove_sandbox(&runtime_id).await.map_err(status)?;
-        fault("RemovePodSandbox: remove its files")?;
+        // Such as were made meanwhile.
+        for container in self.index.containers_in(&id) {
+            self.forget_container(&container);
+        }
+        fault("RemovePodSandbox: remove its files").await?;
         let _ = std::fs::remove_dir_all(self.files(&id));
         self.index.drop_sandbox(&id);
         Ok(())
@@ -233,8 +237,10 @@ impl Inner {
 
     /// The statuses of a sandbox's containers.
     pub(crate) fn statuses_in(&self, id: &str) -> Vec<ContainerStatus> {
-        let in_it = self.runtime.containers().into_iter().filter(|c| c.spec.sandbox.as_str() == id);
+        let Ok(sandbox) = sandbox_id(id) else { return Vec::new() };
+        let in_it = self.runtime.containers_of(&sandbox);
         in_it
+            .into_iter()
             .filter_map(|c| Some(view::container_status(&c, &*self.index.container(c.id().as_str())?)))
             .collect()
     }

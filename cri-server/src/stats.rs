@@ -55,7 +55,7 @@ fn value(value: u64) -> Option<UInt64Value> {
 impl Inner {
     pub(crate) async fn container_stats(&self, given: &str) -> Result<ContainerStats, Status> {
         let id = self.index.container_id(given)?;
-        let row = self.container_rows().find(|row| row.id == id);
+        let row = self.container_rows(None, |has| has.id == id).pop();
         let row = row.ok_or_else(|| Status::not_found(format!("no container {id}")))?;
         self.stats_of(&row).await
     }
@@ -64,7 +64,7 @@ impl Inner {
         &self,
         wanted: Option<&ContainerStatsFilter>,
     ) -> Vec<ContainerStats> {
-        let rows: Vec<_> = self.container_rows().filter(|row| filter::container_stats(wanted, row)).collect();
+        let rows = self.container_rows(None, |has| filter::container_stats(wanted, has));
         self.stats_of_running(rows).await
     }
 
@@ -101,11 +101,13 @@ impl Inner {
 
     async fn stats_of_sandbox(&self, row: PodSandbox) -> PodSandboxStats {
         let now = view::nanos(jiff::Timestamp::now());
-        let mine: Vec<_> = self.container_rows().filter(|c| c.pod_sandbox_id == row.id).collect();
-        let whole = match sandbox_id(&row.id) {
-            // A sandbox that goes away meanwhile uses nothing.
-            Ok(id) => self.runtime.sandbox_stats(&id).await.unwrap_or_default(),
-            Err(_) => Stats::default(),
+        let (mine, whole) = match sandbox_id(&row.id) {
+            Ok(id) => (
+                self.container_rows(Some(&id), |_| true),
+                // A sandbox that goes away meanwhile uses nothing.
+                self.runtime.sandbox_stats(&id).await.unwrap_or_default(),
+            ),
+            Err(_) => Default::default(),
         };
         let containers = self.stats_of_running(mine).await;
         let netns = sandbox_id(&row.id).ok().and_then(|id| self.runtime.sandbox(&id)).and_then(|s| s.netns);

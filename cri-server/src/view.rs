@@ -6,9 +6,10 @@ use cri_api::v1::{
     PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus,
 };
 use jiff::Timestamp;
-use runtime::{Container, ContainerState, Sandbox, SandboxState};
+use runtime::{Brief, Container, ContainerState, Sandbox, SandboxState};
 
 use crate::container_spec::signal_of;
+use crate::filter::Traits;
 use crate::meta::{ContainerMeta, SandboxMeta};
 
 /// Nanoseconds since 1970, as CRI has its times.
@@ -69,18 +70,34 @@ pub fn container_state(state: &ContainerState) -> CriState {
 }
 
 fn image_spec(meta: &ContainerMeta) -> ImageSpec {
-    let asked = meta.config.image.clone().unwrap_or_default();
-    ImageSpec {
+    let spec = ImageSpec {
         image: meta.image_name.clone(),
-        annotations: asked.annotations,
-        user_specified_image: asked.user_specified_image,
-        runtime_handler: asked.runtime_handler,
         image_ref: meta.image_id.clone(),
+        ..ImageSpec::default()
+    };
+    match &meta.config.image {
+        Some(asked) => ImageSpec {
+            annotations: asked.annotations.clone(),
+            user_specified_image: asked.user_specified_image.clone(),
+            runtime_handler: asked.runtime_handler.clone(),
+            ..spec
+        },
+        None => spec,
+    }
+}
+
+/// What filters look at.
+pub fn traits<'a>(container: &'a Brief, meta: &'a ContainerMeta) -> Traits<'a> {
+    Traits {
+        id: container.id().as_str(),
+        sandbox: container.spec.sandbox.as_str(),
+        state: container_state(&container.state) as i32,
+        labels: &meta.config.labels,
     }
 }
 
 /// A container's line in a list.
-pub fn container_row(container: &Container, meta: &ContainerMeta) -> Row {
+pub fn container_row(container: &Brief, meta: &ContainerMeta) -> Row {
     Row {
         id: container.id().to_string(),
         pod_sandbox_id: container.spec.sandbox.to_string(),

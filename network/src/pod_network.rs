@@ -289,8 +289,12 @@ impl Inner {
         match self.bring_up(&wire, &lease).await {
             Ok(()) => Ok(lease.ips),
             Err(err) => {
-                // The interface first, and then the lease, as after a life.
-                self.state.doom(id, host_if);
+                // The host ports first, then the interface, and then the lease, as after a life.
+                match self.table.close(&lease).await {
+                    Ok(()) => self.state.doom(id, host_if),
+                    // The lease stays, for `remove` to try again.
+                    Err(err) => warn!(sandbox = id, %err, "close the host ports of a sandbox that failed"),
+                }
                 Err(err)
             }
         }

@@ -11,9 +11,10 @@ use crate::handler::{Features, NATIVE};
 use crate::id::{ContainerId, SandboxId};
 use crate::open;
 use crate::options::{Capabilities, Options};
+use crate::record::ContainerRecord;
 use crate::session::{AttachSession, ExecOutput, ExecSession};
 use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
-use crate::state::{Container, Event, Sandbox, Stats};
+use crate::state::{Brief, Container, Event, Sandbox, Stats};
 
 /// Handle to the one runtime of a node; cheap to clone. When the last clone is dropped the containers go on.
 #[derive(Clone, Debug)]
@@ -156,6 +157,21 @@ impl Runtime {
     /// Snapshots of all containers.
     pub fn containers(&self) -> Vec<Container> {
         self.inner.objects.lock().containers.values().map(|entry| entry.record.snapshot()).collect()
+    }
+
+    /// All containers, or those of one sandbox, as lists show them.
+    pub fn briefs(&self, sandbox: Option<&SandboxId>) -> Vec<Brief> {
+        let objects = self.inner.objects.lock();
+        let records = objects.containers.values().map(|entry| &entry.record);
+        let wanted = records.filter(|record| sandbox.is_none_or(|id| record.spec.sandbox == *id));
+        wanted.map(ContainerRecord::brief).collect()
+    }
+
+    /// Snapshots of a sandbox's containers.
+    pub fn containers_of(&self, sandbox: &SandboxId) -> Vec<Container> {
+        let objects = self.inner.objects.lock();
+        let records = objects.containers.values().map(|entry| &entry.record);
+        records.filter(|record| record.spec.sandbox == *sandbox).map(ContainerRecord::snapshot).collect()
     }
 
     /// Replaces the caller's data in a container's record.

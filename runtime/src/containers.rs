@@ -116,13 +116,14 @@ impl Inner {
             }
         };
         match launched {
-            Ok(reply) => self.started(id, reply).map_err(|error| {
-                // It runs, but a next daemon would not know: let it not run.
-                if let Err(error) = self.kill(&record) {
-                    tracing::error!(container = %id, error = %chain(&error), "end a container that cannot be recorded");
+            Ok(reply) => match self.started(id, reply) {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    // It runs, but a next daemon would not know: let it not run.
+                    self.end_unrecorded(&record).await;
+                    Err(error.into())
                 }
-                error.into()
-            }),
+            },
             Err(error) => {
                 self.start_failed(&record, &error);
                 Err(error)
@@ -246,21 +247,39 @@ impl Inner {
     fn started(&self, id: &ContainerId, reply: LaunchReply) -> Result<(), RuntimeError> {
         let LaunchReply { launched, pidfd, streams } = reply;
         let started_at = timestamp(launched.started_at);
-        let (record, early) = self.change_container(id, |entry| {
+        let mut done = None;
+        let written = self.change_container(id, |entry| {
             entry.record.process = Some(launched.process);
             entry.record.unenforced.extend(launched.warnings);
             entry.record.state =
                 ContainerState::Running { pid: launched.process.pid.unsigned_abs(), started_at };
             entry.held = Some(Held { pidfd, streams });
             let early = entry.early_exit.take().map(|exit| entry.apply(exit, Some(started_at)));
-            (entry.record.clone(), early)
-        })?;
-        self.announce(Event::ContainerStarted { id: id.clone(), sandbox: record.spec.sandbox.clone() });
-        if let Some(exit) = early {
-            self.after_exit(&record, exit);
-            self.forget_later(id.to_string());
+            done = Some((entry.record.clone(), early));
+        });
+        if let Some((record, early)) = done {
+            self.announce(Event::ContainerStarted { id: id.clone(), sandbox: record.spec.sandbox.clone() });
+            if let Some(exit) = early {
+                self.after_exit(&record, exit);
+                self.forget_later(id.to_string());
+            }
         }
-        Ok(())
+        written
+    }
+
+    /// Kills a container and waits a while until it is known to have ended.
+    async fn end_unrecorded(&self, record: &ContainerRecord) {
+        let id = &record.spec.id;
+        let ended = self.objects.lock().containers.get(id).map(|entry| entry.ended.subscribe());
+        if let Err(error) = self.kill(record) {
+            tracing::error!(container = %id, error = %chain(&error), "end a container that cannot be recorded");
+            return;
+        }
+        if let Some(mut ended) = ended
+            && tokio::time::timeout(KILL_TIME, ended.wait_for(|ended| *ended)).await.is_err()
+        {
+            tracing::error!(container = %id, "a container that cannot be recorded has not ended yet");
+        }
     }
 
     fn start_failed(&self, record: &ContainerRecord, error: &StartError) {
@@ -470,11 +489,13 @@ impl Inner {
                 _ => {}
             }
             RuntimeError::fault("container: remove its record")?;
-            record::remove(&inner.paths.containers, spec.id.as_str())
+            // Together: an end that is told meanwhile would write the record anew.
+            let mut objects = inner.objects.lock();
+            record::remove(&inner.paths.containers, spec.id.as_str())?;
+            objects.containers.remove(&spec.id);
+            Ok::<_, RuntimeError>(())
         })
         .await?;
-        RuntimeError::fault("container: forget it")?;
-        self.objects.lock().containers.remove(id);
         self.announce(Event::ContainerRemoved { id: id.clone(), sandbox: record.spec.sandbox.clone() });
         Ok(())
     }

@@ -54,7 +54,7 @@ pub use options::{Capabilities, Options};
 pub use session::{AttachSession, ExecOutput, ExecSession};
 pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
 pub use state::{
-    Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxState, Stats,
+    Brief, Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxState, Stats,
 };
 
 /// The keeper, a static program, started from memory.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RuntimeError;
 use crate::spec::{ContainerSpec, ResolvedUser, SandboxSpec};
-use crate::state::{Container, ContainerState, Sandbox, SandboxState};
+use crate::state::{Brief, Container, ContainerState, Sandbox, SandboxState};
 
 /// A sandbox on disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -74,6 +74,11 @@ pub struct ContainerRecord {
 }
 
 impl ContainerRecord {
+    /// What lists show of it.
+    pub fn brief(&self) -> Brief {
+        Brief { spec: self.spec.clone(), state: self.state.clone(), created_at: self.created_at }
+    }
+
     /// A snapshot.
     pub fn snapshot(&self) -> Container {
         Container {
@@ -95,10 +100,14 @@ pub fn write<T: Serialize>(dir: &Path, id: &str, record: &T) -> Result<(), Runti
         serde_json::to_vec(record).map_err(|error| RuntimeError::io(step())(std::io::Error::other(error)))?;
     RuntimeError::fault("record: write it aside")?;
     let aside = dir.join(format!(".{id}.{}", uuid::Uuid::new_v4()));
-    std::fs::write(&aside, json)
+    let written = std::fs::write(&aside, json)
         .and_then(|()| sys::fault::point("record: put it in place"))
-        .and_then(|()| std::fs::rename(&aside, dir.join(format!("{id}.json"))))
-        .map_err(RuntimeError::io(step()))
+        .and_then(|()| std::fs::rename(&aside, dir.join(format!("{id}.json"))));
+    if written.is_err() {
+        // If it is there at all; a next daemon would remove it, too.
+        let _ = std::fs::remove_file(&aside);
+    }
+    written.map_err(RuntimeError::io(step()))
 }
 
 /// Removes a record; a missing one is fine.

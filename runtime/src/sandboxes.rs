@@ -239,23 +239,20 @@ impl Inner {
             if record.cgroup_made {
                 inner.cgroups.destroy(&record.cgroup)?;
             }
-            let aside = inner.pins.set_aside(gone.as_str())?;
             RuntimeError::fault("sandbox: remove its record")?;
+            // Together: the end of its init may be told meanwhile, which would write the record anew.
+            let mut objects = inner.objects.lock();
             record::remove(&inner.paths.sandboxes, gone.as_str())?;
+            // The last that can fail, since a second attempt would not know what was set aside.
+            let aside = inner.pins.set_aside(gone.as_str())?;
+            objects.sandboxes.remove(&gone);
             Ok::<_, RuntimeError>(aside)
         })
         .await?;
-        RuntimeError::fault("sandbox: forget it")?;
-        self.objects.lock().sandboxes.remove(id);
         self.announce(Event::SandboxRemoved(id.clone()));
         if let Some(aside) = aside {
             // Each unmount waits for the kernel's readers, milliseconds on a busy node: not on the caller's path.
-            let pins = self.pins.clone();
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = pins.drop(&aside) {
-                    tracing::warn!(aside, error = %chain(&error), "drop the namespaces of a removed sandbox");
-                }
-            });
+            tokio::spawn(drop_pins(self.pins.clone(), aside));
         }
         Ok(())
     }
@@ -265,6 +262,16 @@ impl Inner {
         let objects = self.objects.lock();
         let of_it = objects.containers.values().filter(|entry| entry.record.spec.sandbox == *id);
         of_it.map(|entry| entry.record.spec.id.clone()).collect()
+    }
+}
+
+/// Drops what was set aside, and tries again a few times. What is left then goes when a daemon starts.
+async fn drop_pins(pins: pins::Pins, aside: String) {
+    for pause in [100, 1_000, 10_000, 0] {
+        let (pins, name) = (pins.clone(), aside.clone());
+        let Err(error) = blocking(move || pins.drop(&name)).await else { return };
+        tracing::warn!(aside, error = %chain(&error), "drop the namespaces of a removed sandbox");
+        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
     }
 }
 

@@ -82,6 +82,24 @@ impl Container {
     }
 }
 
+/// A container as lists show it: cheap to copy, for there may be thousands.
+#[derive(Debug, Clone)]
+pub struct Brief {
+    /// As asked for.
+    pub spec: Arc<ContainerSpec>,
+    /// Where in its life it is.
+    pub state: ContainerState,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Brief {
+    /// Its id.
+    pub fn id(&self) -> &ContainerId {
+        &self.spec.id
+    }
+}
+
 /// Where in its life a container is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerState {

@@ -2,8 +2,9 @@
 //!
 //! With debug assertions only, and only where `ORLOP_FAULTS` names a directory when the process starts: each step that
 //! is passed is appended to its file `passed`, a name a line, and the one that its file `armed` names fails. That file
-//! holds `error <n> <name>` or `kill <n> <name>`: the n-th passing of that step from then on fails, or the process
-//! kills itself there. What has struck is taken off: `armed` becomes `struck`.
+//! holds `error <n> <name>`, `kill <n> <name>` or `wait <n> <name>`: the n-th passing of that step from then on fails,
+//! or the process kills itself there, or it stays there until somebody opens the named pipe `hold` for writing. What has
+//! struck is taken off: `armed` becomes `struck`. Where a step may be told to wait, its thread must be one that may block.
 //!
 //! Guarantees: nothing of it is in a release build.
 
@@ -17,8 +18,15 @@ pub fn point(_name: &'static str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether a step can fail at all: that is a build with debug assertions that was told where faults are armed.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn possible() -> bool {
+    false
+}
+
 #[cfg(debug_assertions)]
-pub use armed::point;
+pub use armed::{point, possible};
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -38,13 +46,16 @@ mod armed {
     /// # Errors
     /// A test asked for one here; it names the step.
     pub fn point(name: &'static str) -> io::Result<()> {
-        let directory = DIRECTORY.get_or_init(|| std::env::var_os("ORLOP_FAULTS").map(PathBuf::from));
-        match directory {
+        match directory() {
             None => Ok(()),
             Some(directory) => {
-                let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
-                match passing(directory, name, passed.get_or_insert_default())? {
+                let strike = {
+                    let mut passed = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
+                    passing(directory, name, passed.get_or_insert_default())?
+                };
+                match strike {
                     Strike::Nothing => Ok(()),
+                    Strike::Wait => std::fs::File::open(directory.join("hold")).map(drop),
                     Strike::Error => Err(io::Error::other(format!("a test let this fail: {name}"))),
                     Strike::Kill => {
                         // Whatever comes of it, the process must not go on.
@@ -59,10 +70,20 @@ mod armed {
         }
     }
 
+    /// Whether a step can fail at all: that is a build with debug assertions that was told where faults are armed.
+    pub fn possible() -> bool {
+        directory().is_some()
+    }
+
+    fn directory() -> Option<&'static Path> {
+        DIRECTORY.get_or_init(|| std::env::var_os("ORLOP_FAULTS").map(PathBuf::from)).as_deref()
+    }
+
     enum Strike {
         Nothing,
         Error,
         Kill,
+        Wait,
     }
 
     fn passing(directory: &Path, name: &str, passed: &mut Passed) -> io::Result<Strike> {
@@ -89,7 +110,11 @@ mod armed {
         }
         passed.clear();
         std::fs::rename(&armed, directory.join("struck"))?;
-        Ok(if what == Some("kill") { Strike::Kill } else { Strike::Error })
+        Ok(match what {
+            Some("kill") => Strike::Kill,
+            Some("wait") => Strike::Wait,
+            _ => Strike::Error,
+        })
     }
 
     #[cfg(test)]

@@ -2,6 +2,5 @@
 
 mod calls;
 mod lifecycle;
-mod speed;
 mod streams;
 mod world;

@@ -3,3 +3,4 @@
 mod many;
 mod pods;
 mod points;
+mod retries;
