@@ -1,5 +1,6 @@
 //! What a node must not leave behind.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::clients::{command, run};
@@ -16,6 +17,45 @@ pub async fn find(root: &Path, netns: &str) -> Vec<String> {
     found.extend(below(&root.join("run"), "file"));
     found.extend(entries(&root.join("data/containers"), "writable layer"));
     found.extend(entries(&root.join("data/images/s"), "lease"));
+    found
+}
+
+/// What pods have in the kernel while a node runs: mounts, cgroups, ports of bridges, nftables rules. To be compared
+/// with what there was before the pods.
+pub async fn in_kernel(root: &Path, netns: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::from_iter(mounts(root));
+    for cgroup in cgroups(root) {
+        // The prefix is a word and a space.
+        let top = cgroup.split_once(' ').map_or(cgroup.as_str(), |(_, path)| path);
+        found.extend(directories(Path::new(top)));
+    }
+    let mut links = command(netns, "ip");
+    links.args(["-o", "link", "show"]);
+    match run(links, None).await {
+        Ok(listed) => {
+            let ports = listed.stdout.lines().filter(|line| line.contains(" master "));
+            found.extend(ports.filter_map(|line| line.split(": ").nth(1)).map(|port| format!("port {port}")));
+        }
+        Err(err) => drop(found.insert(format!("interfaces can't be listed: {err:#}"))),
+    }
+    let mut nft = command(netns, "nft");
+    nft.args(["list", "ruleset"]);
+    match run(nft, None).await {
+        Ok(listed) => found.extend(listed.stdout.lines().map(|line| format!("nftables {}", line.trim()))),
+        Err(err) => drop(found.insert(format!("nftables can't be listed: {err:#}"))),
+    }
+    found
+}
+
+/// Every directory below `dir`, at any depth.
+fn directories(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.push(format!("cgroup {}", entry.path().display()));
+            found.extend(directories(&entry.path()));
+        }
+    }
     found
 }
 

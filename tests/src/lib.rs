@@ -8,7 +8,7 @@
 pub mod archive;
 mod clients;
 pub mod critest;
-mod leaks;
+pub mod leaks;
 mod node;
 mod proxy;
 mod registry;
