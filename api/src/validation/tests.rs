@@ -67,6 +67,13 @@ fn good_objects_pass() {
         expect!["ok"],
     );
     check("coordination.k8s.io", "Lease", json!({"spec": {"leaseDurationSeconds": 40}}), expect!["ok"]);
+    check(
+        "node.k8s.io",
+        "RuntimeClass",
+        json!({"handler": "crun", "overhead": {"podFixed": {"cpu": "250m"}},
+            "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}]}}),
+        expect!["ok"],
+    );
     check("", "ConfigMap", json!({"metadata": {"generateName": "x-"}, "data": {"a.b": "c"}}), expect!["ok"]);
     check("", "Event", json!({"involvedObject": {"namespace": "n"}}), expect!["ok"]);
 }
@@ -242,6 +249,13 @@ fn other_kinds_are_refused() {
         expect![[
             r#"Lease.coordination.k8s.io "a" is invalid: spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0"#
         ]],
+    );
+    check(
+        "node.k8s.io",
+        "RuntimeClass",
+        json!({"handler": "My Runtime", "overhead": {"podFixed": {"cpu": "-1"}},
+            "scheduling": {"tolerations": [{"operator": "Exists"}, {"operator": "Exists"}]}}),
+        expect![""],
     );
     check(
         "",
