@@ -266,6 +266,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_overhead_is_added_where_there_is_a_limit() {
+        let linux = |memory, quota, period, shares| LinuxContainerResources {
+            memory_limit_in_bytes: memory,
+            cpu_quota: quota,
+            cpu_period: period,
+            cpu_shares: shares,
+            ..Default::default()
+        };
+        let overhead = linux(64 << 20, 25_000, 100_000, 256);
+        let all = with_overhead(&linux(128 << 20, 10_000, 50_000, 102), Some(&overhead));
+        assert_eq!(all, linux(192 << 20, 22_500, 50_000, 358));
+        let unlimited = linux(0, 0, 100_000, 2);
+        assert_eq!(with_overhead(&unlimited, Some(&overhead)), linux(0, 0, 100_000, 258));
+        assert_eq!(with_overhead(&unlimited, None), unlimited);
+        let mut config = config(modes(Mode::Pod, Mode::Container, Mode::Pod));
+        let linux = config.linux.as_mut().expect("Linux");
+        (linux.resources, linux.overhead) = (Some(all), Some(overhead));
+        assert_eq!(translate(&config, "crun").expect("a spec").resources.memory_limit, Some(256 << 20));
+    }
+
     fn translate(config: &PodSandboxConfig, handler: &str) -> Result<SandboxSpec, String> {
         let id = "s1".parse().expect("an id");
         sandbox_spec(id, config, handler, serde_json::Value::Null)
