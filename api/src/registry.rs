@@ -395,6 +395,17 @@ const ROWS: &[Resource] = &[
         schema: "io.k8s.api.coordination.v1.Lease",
         ..ROW
     },
+    Resource {
+        group: "node.k8s.io",
+        kind: "RuntimeClass",
+        list_kind: "RuntimeClassList",
+        plural: "runtimeclasses",
+        singular: "runtimeclass",
+        namespaced: false,
+        storage: "runtimeclasses",
+        schema: "io.k8s.api.node.v1.RuntimeClass",
+        ..ROW
+    },
 ];
 
 #[cfg(test)]

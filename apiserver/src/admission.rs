@@ -15,7 +15,7 @@ use api::{
 use serde_json::{Value, json};
 use store::{Condition, Txn};
 
-use crate::{allocate, app::App, dispatch::Call, keys, objects, write};
+use crate::{allocate, app::App, dispatch::Call, keys, objects, runtime_class, write};
 
 const TOKEN_MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -141,7 +141,7 @@ pub(crate) fn namespace_companions(ca_pem: &str, namespace: &str) -> Vec<(String
     ]
 }
 
-/// Completes a pod: priority, tolerations, service account.
+/// Completes a pod: priority, runtime class, tolerations, service account.
 async fn pod(app: &Arc<App>, pod: &mut Value) -> Result<(), Failure> {
     let row = registry::find("", "v1", "pods").expect("core resources are served");
     let name = meta::name(pod).to_owned();
@@ -151,6 +151,7 @@ async fn pod(app: &Arc<App>, pod: &mut Value) -> Result<(), Failure> {
         return Ok(());
     }
     priority(pod).map_err(|why| Failure::forbidden(row, &name, &why))?;
+    runtime_class::admit(app, pod).map_err(|why| Failure::forbidden(row, &name, &why))?;
     tolerate(pod);
     if is_mirror {
         return mirror(pod).map_err(|why| Failure::forbidden(row, &name, why));

@@ -41,6 +41,7 @@ mod write;
 
 mod pods;
 mod reviews;
+mod runtime_class;
 mod serviceaccounts;
 
 mod kubelet;

@@ -258,11 +258,12 @@ impl Inner {
         request: UpdatePodSandboxResourcesRequest,
     ) -> Result<(), Status> {
         let id = self.index.sandbox_id(&request.pod_sandbox_id)?;
-        // `resources` is the sum of the containers' and already holds what `overhead` adds: alone it changes nothing.
+        // `resources` is the sum of the containers'; an overhead is added to it, and alone it changes nothing.
         let Some(resources) = &request.resources else {
             return Err(invalid("no resources are given: nothing could be changed"));
         };
-        let resources = sandbox_spec::resources(resources)?;
+        let all = sandbox_spec::with_overhead(resources, request.overhead.as_ref());
+        let resources = sandbox_spec::resources(&all)?;
         self.runtime.update_sandbox(&sandbox_id(&id)?, resources).await.map_err(status)
     }
 }

@@ -42,7 +42,10 @@ pub fn sandbox_spec(
     }
     spec.cgroup_parent = Some(linux.cgroup_parent).filter(|parent| !parent.is_empty());
     spec.sysctls = linux.sysctls;
-    spec.resources = linux.resources.as_ref().map(resources).transpose()?.unwrap_or_default();
+    spec.resources = match &linux.resources {
+        Some(sums) => resources(&with_overhead(sums, linux.overhead.as_ref()))?,
+        None => Default::default(),
+    };
     spec.privileged = context.privileged;
     // The runtime refuses a name that it doesn't have.
     spec.handler = handler.to_owned();
@@ -119,6 +122,31 @@ pub fn ids(users: &[IdMapping], groups: &[IdMapping], what: &str) -> Result<Opti
         return Ok(None);
     }
     Ok(Some(UserNamespace { users: range(users, "user")?, groups: range(groups, "group")? }))
+}
+
+/// A pod's limits: the sums of its containers, and what its runtime class takes beside them. What has no limit gets none.
+pub fn with_overhead(
+    sums: &LinuxContainerResources,
+    overhead: Option<&LinuxContainerResources>,
+) -> LinuxContainerResources {
+    let mut all = sums.clone();
+    let Some(overhead) = overhead else { return all };
+    let add = |to: &mut i64, more: i64| {
+        if *to > 0 {
+            *to = to.saturating_add(more.max(0));
+        }
+    };
+    add(&mut all.memory_limit_in_bytes, overhead.memory_limit_in_bytes);
+    add(&mut all.cpu_shares, overhead.cpu_shares);
+    // Quotas can be of different periods.
+    let more = match (all.cpu_period, overhead.cpu_period) {
+        (ours, theirs) if ours > 0 && theirs > 0 => {
+            i128::from(overhead.cpu_quota) * i128::from(ours) / i128::from(theirs)
+        }
+        _ => i128::from(overhead.cpu_quota),
+    };
+    add(&mut all.cpu_quota, i64::try_from(more).unwrap_or(i64::MAX));
+    all
 }
 
 /// Refuses labels that nothing here would apply.
@@ -236,6 +264,27 @@ mod tests {
             }),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn an_overhead_is_added_where_there_is_a_limit() {
+        let linux = |memory, quota, period, shares| LinuxContainerResources {
+            memory_limit_in_bytes: memory,
+            cpu_quota: quota,
+            cpu_period: period,
+            cpu_shares: shares,
+            ..Default::default()
+        };
+        let overhead = linux(64 << 20, 25_000, 100_000, 256);
+        let all = with_overhead(&linux(128 << 20, 10_000, 50_000, 102), Some(&overhead));
+        assert_eq!(all, linux(192 << 20, 22_500, 50_000, 358));
+        let unlimited = linux(0, 0, 100_000, 2);
+        assert_eq!(with_overhead(&unlimited, Some(&overhead)), linux(0, 0, 100_000, 258));
+        assert_eq!(with_overhead(&unlimited, None), unlimited);
+        let mut config = config(modes(Mode::Pod, Mode::Container, Mode::Pod));
+        let linux = config.linux.as_mut().expect("Linux");
+        (linux.resources, linux.overhead) = (Some(all), Some(overhead));
+        assert_eq!(translate(&config, "crun").expect("a spec").resources.memory_limit, Some(256 << 20));
     }
 
     fn translate(config: &PodSandboxConfig, handler: &str) -> Result<SandboxSpec, String> {

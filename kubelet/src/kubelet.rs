@@ -9,6 +9,7 @@ use std::time::Duration;
 use cri_api::{Cri, v1 as cri};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 use kube::runtime::watcher;
 use tokio::net::TcpListener;
@@ -102,6 +103,7 @@ impl Kubelet {
         let shared = Shared {
             objects: Objects::new(client.clone()),
             services: None,
+            runtime_classes: None,
             images: Arc::new(
                 Images::open(&config.images, &config.root_dir).map_err(StartError::Credentials)?,
             ),
@@ -127,7 +129,7 @@ impl Kubelet {
         let token = CancellationToken::new();
         let port = self.api_addr().map_or(0, |addr| i32::from(addr.port()));
         let Kubelet { shared, listener, machine } = self;
-        let shared = Arc::new(with_services(shared, &token));
+        let shared = Arc::new(with_watches(shared, &token));
         let fleet = Arc::new(Fleet::new(Arc::clone(&shared), token.clone()));
         let mut tasks = tokio::task::JoinSet::new();
         if let Some((listener, tls)) = listener {
@@ -151,13 +153,17 @@ impl Kubelet {
     }
 }
 
-/// Adds the watch of services, which outlives `new` only if the kubelet runs.
-fn with_services(shared: Arc<Shared>, token: &CancellationToken) -> Shared {
+/// Adds the watches of services and runtime classes, which outlive `new` only if the kubelet runs.
+fn with_watches(shared: Arc<Shared>, token: &CancellationToken) -> Shared {
     let services = shared.client.clone().map(|client| {
         client::Cache::start(Api::<Service>::all(client), watcher::Config::default(), token.clone())
     });
+    let runtime_classes = shared.client.clone().map(|client| {
+        client::Cache::start(Api::<RuntimeClass>::all(client), watcher::Config::default(), token.clone())
+    });
     Shared {
         services,
+        runtime_classes,
         config: shared.config.clone(),
         client: shared.client.clone(),
         cri: Arc::clone(&shared.cri),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cri_api::Cri;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub objects: Objects,
     /// Services, for environment variables; `None` without an apiserver.
     pub services: Option<client::Cache<Service>>,
+    /// Runtime classes; `None` without an apiserver.
+    pub runtime_classes: Option<client::Cache<RuntimeClass>>,
     /// Events.
     pub events: Recorder,
     /// Pulls, credentials, what was used when.
@@ -58,6 +61,22 @@ impl Shared {
             memory: self.allocatable.1,
             storage: 0,
         }
+    }
+
+    /// The runtime handler of a pod: empty for the default one. The error is a message for the pod's events.
+    pub async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        let name = view::spec(pod).runtime_class_name.as_deref().unwrap_or("");
+        if name.is_empty() {
+            return Ok(String::new());
+        }
+        let Some(classes) = &self.runtime_classes else {
+            return Err(format!(
+                "RuntimeClass \"{name}\": a kubelet without an apiserver knows none: leave it out"
+            ));
+        };
+        classes.synced().await;
+        let class = classes.get("", name);
+        class.map(|class| class.handler.clone()).ok_or_else(|| format!("RuntimeClass \"{name}\" not found"))
     }
 
     /// Directory of a pod's files.

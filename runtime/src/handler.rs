@@ -61,8 +61,8 @@ impl Handlers {
         match self.named.get_key_value(name) {
             Some((name, handler)) => Ok((name, handler)),
             None => Err(RuntimeError::invalid(format!(
-                "no runtime handler {name:?}: this node has {}; name another, or add it to `runtimes` in the node's \
-                 configuration",
+                "no runtime for {name:?} is configured: this node has {}; name another, or add it to `runtimes` in the \
+                 node's configuration",
                 self.names().join(", ")
             ))),
         }

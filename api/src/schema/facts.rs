@@ -111,6 +111,7 @@ pub const FACTS: &[Fact] = &[
     fact("core.v1.ServiceStatus", "conditions", Keyed(&["type"]), Key("type")),
     fact("meta.v1.ObjectMeta", "finalizers", Set, Merge::Set),
     fact("meta.v1.ObjectMeta", "ownerReferences", Keyed(&["uid"]), Key("uid")),
+    fact("node.v1.Scheduling", "nodeSelector", Atomic, Merge::Default),
 ];
 
 /// The facts of a field, where there are any; `definition` with or without its `io.k8s.api.` prefix.

@@ -4,7 +4,7 @@
 //! Caveat: the documents are made anew on each call, and are megabytes; callers keep what they need of them.
 
 use k8s_openapi::api::{
-    apps, authentication, authorization, autoscaling, coordination, core, events, policy,
+    apps, authentication, authorization, autoscaling, coordination, core, events, node, policy,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
@@ -25,6 +25,7 @@ const ROOTS: &[fn(&mut SchemaGenerator)] = &[
     root::<apps::v1::ReplicaSet>,
     root::<coordination::v1::Lease>,
     root::<events::v1::Event>,
+    root::<node::v1::RuntimeClass>,
     root::<authentication::v1::SelfSubjectReview>,
     root::<authentication::v1::TokenRequest>,
     root::<authentication::v1::TokenReview>,

@@ -102,6 +102,7 @@ const SECRET: &[Column] =
     &[NAME, text("Type", "What the secret is for."), number("Data", "Number of keys."), AGE];
 const SERVICE_ACCOUNT: &[Column] = &[NAME, number("Secrets", "Number of secrets named by the account."), AGE];
 const LEASE: &[Column] = &[NAME, text("Holder", "Who holds the lease."), AGE];
+const RUNTIME_CLASS: &[Column] = &[NAME, text("Handler", "What the node's runtime calls it."), AGE];
 const EVENT: &[Column] = &[
     text("Last Seen", "Time since it was last seen."),
     text("Type", "Normal or Warning."),
@@ -128,6 +129,7 @@ pub(super) fn of(row: &Resource) -> &'static [Column] {
         ("", "Secret") => SECRET,
         ("", "ServiceAccount") => SERVICE_ACCOUNT,
         ("coordination.k8s.io", "Lease") => LEASE,
+        ("node.k8s.io", "RuntimeClass") => RUNTIME_CLASS,
         (_, "Event") => EVENT,
         _ => ANY,
     }

@@ -29,6 +29,9 @@ pub(super) fn cells(row: &Resource, o: &Value, now: Timestamp) -> Row {
         ("coordination.k8s.io", "Lease") => {
             vec![json!(name(o)), json!(str_at(o, &["spec", "holderIdentity"])), json!(age)]
         }
+        ("node.k8s.io", "RuntimeClass") => {
+            vec![json!(name(o)), json!(str_at(o, &["handler"])), json!(age)]
+        }
         (_, "Event") => event(o, now),
         _ => vec![json!(name(o)), json!(age)],
     };

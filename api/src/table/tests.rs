@@ -184,6 +184,15 @@ fn other_kinds() {
     "#]],
     );
     check(
+        "node.k8s.io",
+        "RuntimeClass",
+        json!({"handler": "crun"}),
+        expect![[r#"
+        NAME|HANDLER|AGE
+        a|crun|5m
+    "#]],
+    );
+    check(
         "",
         "Event",
         json!({"type": "Normal", "reason": "Started", "message": "Started container\n", "involvedObject": {"kind": "Pod", "name": "p", "fieldPath": "spec.containers{c}"},

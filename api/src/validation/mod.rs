@@ -9,6 +9,7 @@ mod container;
 mod errors;
 mod metadata;
 mod pod;
+mod runtime_class;
 mod scheduling;
 mod service;
 mod volumes;
@@ -61,6 +62,10 @@ pub fn update(row: &Resource, object: &Value, stored: &Value) -> Result<(), Fail
             kind(row, object, &mut e);
             workloads::node_update(object, stored, &mut e);
         }
+        ("node.k8s.io", "RuntimeClass") => {
+            kind(row, object, &mut e);
+            runtime_class::update(object, stored, &mut e);
+        }
         _ => kind(row, object, &mut e),
     }
     e.finish(row, object)
@@ -95,6 +100,7 @@ fn kind(row: &Resource, object: &Value, e: &mut Errors) {
         ("", "Node") => workloads::node(object, e),
         ("", "Event") => workloads::event(object, e),
         ("coordination.k8s.io", "Lease") => workloads::lease(object, e),
+        ("node.k8s.io", "RuntimeClass") => runtime_class::runtime_class(object, e),
         ("apps", "Deployment") => workloads::deployment(object, e),
         ("apps", "ReplicaSet") => workloads::replica_set(object, e),
         ("", "Binding") => {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::container::{self, Pod, Role};
 use super::errors::{Errors, flag, items, number, text};
-use super::{scheduling, volumes};
+use super::{runtime_class, scheduling, volumes};
 use crate::meta;
 use crate::names;
 use crate::registry::Resource;
@@ -101,6 +101,9 @@ pub(super) fn spec_at(spec: &Value, path: &str, e: &mut Errors) {
     scheduling::pod(spec, path, e);
     if let Some(r) = spec.get("resources") {
         container::resources(r, &format!("{path}.resources"), e);
+    }
+    if let Some(overhead) = spec.get("overhead") {
+        runtime_class::overhead_at(overhead, &format!("{path}.overhead"), e);
     }
     let os = spec.pointer("/os/name").and_then(Value::as_str);
     if let Some(os) = os.filter(|o| !matches!(*o, "linux" | "windows")) {

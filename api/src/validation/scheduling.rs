@@ -46,7 +46,7 @@ pub(super) fn pod(spec: &Value, path: &str, e: &mut Errors) {
     }
 }
 
-fn toleration(t: &Value, field: &str, e: &mut Errors) {
+pub(super) fn toleration(t: &Value, field: &str, e: &mut Errors) {
     let key = text(t, "key");
     if !key.is_empty() {
         e.complain(&format!("{field}.key"), key, names::qualified_name(key));

@@ -67,6 +67,13 @@ fn good_objects_pass() {
         expect!["ok"],
     );
     check("coordination.k8s.io", "Lease", json!({"spec": {"leaseDurationSeconds": 40}}), expect!["ok"]);
+    check(
+        "node.k8s.io",
+        "RuntimeClass",
+        json!({"handler": "crun", "overhead": {"podFixed": {"cpu": "250m"}},
+            "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}]}}),
+        expect!["ok"],
+    );
     check("", "ConfigMap", json!({"metadata": {"generateName": "x-"}, "data": {"a.b": "c"}}), expect!["ok"]);
     check("", "Event", json!({"involvedObject": {"namespace": "n"}}), expect!["ok"]);
 }
@@ -242,6 +249,13 @@ fn other_kinds_are_refused() {
         expect![[
             r#"Lease.coordination.k8s.io "a" is invalid: spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0"#
         ]],
+    );
+    check(
+        "node.k8s.io",
+        "RuntimeClass",
+        json!({"handler": "My Runtime", "overhead": {"podFixed": {"cpu": "-1"}},
+            "scheduling": {"tolerations": [{"operator": "Exists"}, {"operator": "Exists"}]}}),
+        expect![[r#"RuntimeClass.node.k8s.io "a" is invalid: [handler: Invalid value: "My Runtime": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?'), overhead.limits[cpu]: Invalid value: "-1": must be greater than or equal to 0, scheduling.tolerations[1]: Duplicate value: {"operator":"Exists"}]"#]],
     );
     check(
         "",

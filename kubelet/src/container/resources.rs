@@ -42,7 +42,21 @@ pub fn container(pod: &Pod, container: &Container, node_memory: i64) -> cri::Lin
     }
 }
 
-/// A pod's sums: what its sandbox's cgroup gets.
+/// What a pod's runtime class takes beside the containers; requests and limits are the same.
+pub fn overhead(pod: &Pod) -> Option<cri::LinuxContainerResources> {
+    let overhead = view::spec(pod).overhead.as_ref().filter(|overhead| !overhead.is_empty())?;
+    let cpu = overhead.get("cpu").and_then(|q| quantity::milli(&q.0));
+    let cpu = cpu.map_or(0, |milli| i64::try_from(milli).unwrap_or(i64::MAX));
+    Some(cri::LinuxContainerResources {
+        cpu_period: PERIOD,
+        cpu_quota: quota(cpu),
+        cpu_shares: shares(cpu),
+        memory_limit_in_bytes: overhead.get("memory").and_then(|q| quantity::whole(&q.0)).unwrap_or(0),
+        ..Default::default()
+    })
+}
+
+/// The sums of a pod's containers. Its sandbox's cgroup gets them with the overhead.
 pub fn pod(pod: &Pod) -> cri::LinuxContainerResources {
     let spec = view::spec(pod);
     let limited = |kind: &str| {

@@ -165,10 +165,11 @@ impl Work {
             let request = cri::StopPodSandboxRequest { pod_sandbox_id: old.id.clone() };
             self.shared.cri.stop_pod_sandbox(request).await.map_err(|err| text(&err))?;
         }
+        let runtime_handler = self.shared.runtime_handler(&self.pod).await?;
         let config = self.sandbox_config(attempt).await?;
         let logs = config.log_directory.clone();
         tokio::fs::create_dir_all(&logs).await.map_err(|err| format!("make log directory {logs}: {err}"))?;
-        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler };
         let made = self.shared.cri.run_pod_sandbox(request).await.map_err(|err| text(&err))?;
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: made.pod_sandbox_id, verbose: false };
         let answer = self.shared.cri.pod_sandbox_status(request).await.map_err(|err| text(&err))?;

@@ -17,11 +17,6 @@ type Row<T> = (&'static str, fn(&T) -> bool, &'static str);
 
 const OF_POD: &[Row<PodSpec>] = &[
     (
-        "spec.runtimeClassName",
-        |s| s.runtime_class_name.as_deref().is_some_and(|n| !n.is_empty()),
-        "remove it: only the built-in runtime is there",
-    ),
-    (
         "spec.hostUsers: false beside hostNetwork, hostPID or hostIPC",
         |s| {
             let host = [s.host_network, s.host_pid, s.host_ipc];
@@ -38,11 +33,6 @@ const OF_POD: &[Row<PodSpec>] = &[
         "spec.ephemeralContainers",
         |s| !s.ephemeral_containers.as_deref().unwrap_or_default().is_empty(),
         "use a container or kubectl exec",
-    ),
-    (
-        "spec.overhead",
-        |s| s.overhead.as_ref().is_some_and(|o| !o.is_empty()),
-        "remove it: it belongs to runtime classes",
     ),
     (
         "spec.os.name: windows",

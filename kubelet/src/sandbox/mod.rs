@@ -50,7 +50,7 @@ pub fn config(
             cgroup_parent: resources::cgroup_parent(&config.cgroup_root, pod, key.uid.as_str()),
             security_context: Some(security::sandbox(pod, users, &seccomp_root)),
             sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
-            overhead: None,
+            overhead: resources::overhead(pod),
             resources: Some(resources::pod(pod)),
         }),
         windows: None,

@@ -39,7 +39,7 @@ fn burstable(pods: &[Arc<Pod>]) -> u64 {
     let milli: i128 = pods
         .iter()
         .filter(|pod| !ended(pod) && qos::class(view::spec(pod)) == "Burstable")
-        .map(|pod| qos::pod_total(view::spec(pod), "cpu", false))
+        .map(|pod| qos::pod_total(view::spec(pod), "cpu", false) + qos::overhead(view::spec(pod), "cpu"))
         .sum();
     let shares = resources::shares(i64::try_from(milli).unwrap_or(i64::MAX));
     cgroup::weight_of_shares(shares.unsigned_abs())

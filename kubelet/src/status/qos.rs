@@ -55,6 +55,11 @@ fn get(list: Option<&List>, kind: &str) -> Option<i128> {
     quantity::milli(text).filter(|amount| *amount > 0)
 }
 
+/// What a pod's runtime class takes of one resource, in thousandths.
+pub fn overhead(spec: &PodSpec, kind: &str) -> i128 {
+    get(spec.overhead.as_ref(), kind).unwrap_or(0)
+}
+
 /// What a pod asks for of one resource, in thousandths: the sum over its containers, or the biggest
 /// init container if that is more.
 pub fn pod_total(spec: &PodSpec, kind: &str, limits: bool) -> i128 {

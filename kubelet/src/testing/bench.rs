@@ -43,6 +43,7 @@ impl Bench {
         let shared = Arc::new(Shared {
             objects: Objects::new(None),
             services: None,
+            runtime_classes: None,
             events: Recorder::start(None, "node1".into(), clock, Arc::clone(&metrics)),
             images: Arc::new(Images::open(&config.images, &config.root_dir).expect("no plugins")),
             clock,

@@ -11,6 +11,7 @@ mod manifests;
 mod node;
 mod operate;
 mod pod_fields;
+mod runtime_class;
 mod survival;
 mod users;
 mod volumes;

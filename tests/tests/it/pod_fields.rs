@@ -188,7 +188,7 @@ async fn every_field_that_is_not_done_is_refused() -> anyhow::Result<()> {
     node.import("busybox").await?;
     // What refuses: the apiserver at once, or the kubelet with a failed pod.
     let cases = [
-        ("  runtimeClassName: other\n", "", "runtimeClass"),
+        ("  runtimeClassName: other\n", "", "RuntimeClass"),
         ("  hostUsers: false\n  hostPID: true\n", "", "HostUsers"),
         ("  priorityClassName: mine\n", "", "mine"),
         ("  securityContext: {seLinuxOptions: {level: s0}}\n", "", "seLinuxOptions"),

@@ -67,6 +67,7 @@ impl Server {
             fds: &fds,
             keep: Vec::new(),
             descriptor_limit: self.descriptor_limit,
+            parent: rustix::process::getpid(),
         }
         .keep();
         let started_at = now();

@@ -3,13 +3,14 @@
 //! It waits for each command and is no subreaper, so what a command leaves behind becomes the keeper's child. Its
 //! mount namespace, and with it all that was mounted there, ends with it.
 //!
-//! Guarantees: every failure is reported with its place; the first report of a failure is the cause.
+//! Guarantees: every failure is reported with its place; the first report of a failure is the cause. It ends with the
+//! keeper, and its command with it: nobody would know of what they make.
 //! Assumes: the keeper has one thread, so this copy of it may do whatever the keeper could.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::UnshareFlags;
 use sys::Errno;
 use sys::process::{Cloned, ExitStatus, Strings};
@@ -37,6 +38,8 @@ pub struct Staging<'a> {
     pub keep: Vec<RawFd>,
     /// Soft and hard limit of open files.
     pub descriptor_limit: (u64, u64),
+    /// The keeper.
+    pub parent: Pid,
 }
 
 impl Staging<'_> {
@@ -74,6 +77,7 @@ impl Staging<'_> {
         // SAFETY: what this child uses is in `keep`; other owners never run again here.
         unsafe { sys::fs::close_all_but(&self.keep) }.at(Stage::Descriptors, Op::CloseRange)?;
         sys::process::reset_signals();
+        end_with(self.parent).at(Stage::Session, Op::Prctl)?;
         rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         self.mount()?;
@@ -114,10 +118,14 @@ impl Staging<'_> {
 
     fn command(&self, number: u32, args: &Strings, streams: [BorrowedFd<'_>; 3]) -> Result<(), Trouble> {
         let failed = |op| move |errno| Trouble { stage: Stage::Command, op, index: number << 16, errno };
+        let stage = rustix::process::getpid();
         // SAFETY: the keeper has one thread, and so has this copy of it.
         match unsafe { sys::process::clone3(0, None, false) }.map_err(failed(Op::Clone))? {
             Cloned::Child => {
-                let errno = self.execute(args, streams);
+                let errno = match end_with(stage) {
+                    Ok(()) => self.execute(args, streams),
+                    Err(errno) => errno,
+                };
                 self.send(Severity::Failure, failed(Op::Execve)(errno), None);
                 sys::process::exit_now(127)
             }
@@ -164,4 +172,10 @@ impl Staging<'_> {
             None => sys::socket::send(self.report, &bytes, &[]).is_ok(),
         }
     }
+}
+
+/// Lets the calling process be killed when its parent ends, also if that has ended already.
+fn end_with(parent: Pid) -> sys::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH) }
 }
