@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use cri_server::TlsFiles;
 use ipnet::IpNet;
 use runtime::handler::{Handler, Handlers, NATIVE, OciRuntime};
 use serde::Deserialize;
@@ -39,6 +40,8 @@ pub struct NodeFile {
     crash_loop_back_off: CrashLoopBackOff,
     runtimes: BTreeMap<String, RuntimeFile>,
     default_runtime: String,
+    streaming: StreamingFile,
+    cdi_spec_dirs: Option<Vec<PathBuf>>,
     #[serde(flatten)]
     images: crate::image_config::ImageFile,
 }
@@ -71,6 +74,32 @@ enum RuntimeType {
 
 /// The program of the runtime type `libcontainer`.
 const LIBCONTAINER: &str = "orlop-libcontainer";
+
+/// The server of exec, attach and port-forward, by the kubelet's names for a server's files.
+#[derive(Debug, Default, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct StreamingFile {
+    tls_cert_file: Option<PathBuf>,
+    tls_private_key_file: Option<PathBuf>,
+}
+
+impl StreamingFile {
+    fn believe(self) -> anyhow::Result<Option<TlsFiles>> {
+        match (self.tls_cert_file, self.tls_private_key_file) {
+            (None, None) => Ok(None),
+            (Some(certificate), Some(key)) => {
+                ensure!(
+                    certificate.is_absolute() && key.is_absolute(),
+                    "streaming: tlsCertFile and tlsPrivateKeyFile must be absolute paths"
+                );
+                Ok(Some(TlsFiles { certificate, key }))
+            }
+            _ => bail!(
+                "streaming: give both tlsCertFile and tlsPrivateKeyFile, or neither for plain HTTP on loopback"
+            ),
+        }
+    }
+}
 
 #[derive(Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -105,6 +134,8 @@ pub struct NodeConfig {
     pub crash_loop_max: Option<Duration>,
     pub images: crate::image_config::ImageConfig,
     pub handlers: Handlers,
+    pub streaming_tls: Option<TlsFiles>,
+    pub cdi_spec_dirs: Option<Vec<PathBuf>>,
 }
 
 /// The longest name that Linux gives an interface (IFNAMSIZ less the final zero).
@@ -213,6 +244,8 @@ fn merge(paths: Paths, file: NodeFile, flags: &NodeFlags, host: Host) -> anyhow:
         images: file.images.believe(&paths)?,
         crash_loop_max: file.crash_loop_back_off.max_container_restart_period.map(Duration::from_secs),
         handlers: handlers(file.runtimes, file.default_runtime)?,
+        streaming_tls: file.streaming.believe()?,
+        cdi_spec_dirs: file.cdi_spec_dirs,
         paths,
     })
 }
@@ -362,6 +395,8 @@ mod tests {
         assert!(wrong("runtimes: {orlop: {runtimePath: /k}}").contains("other than orlop"));
         assert!(wrong("runtimes: {lc: {runtimeType: libcontainer, runtimePath: k}}").contains("absolute"));
         assert!(wrong("defaultRuntime: kata").contains("not among runtimes: orlop"));
+        assert!(wrong("streaming: {tlsCertFile: /a}").contains("both"));
+        assert!(wrong("streaming: {tlsCertFile: a, tlsPrivateKeyFile: /b}").contains("absolute"));
         assert!(wrong("bridge: a-name-that-is-too-long").contains("--bridge"));
     }
 }

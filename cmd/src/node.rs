@@ -78,7 +78,11 @@ impl Node {
         for warning in network.status().await.warnings {
             warn!("{warning}");
         }
-        let server = cri_server::Config::new(config.paths.run.join("cri"), config.paths.data.clone());
+        let mut server = cri_server::Config::new(config.paths.run.join("cri"), config.paths.data.clone());
+        server.streaming_tls = config.streaming_tls.clone();
+        if let Some(directories) = &config.cdi_spec_dirs {
+            server.cdi_directories = directories.clone();
+        }
         let cri = CriServer::new(runtime, images.clone(), network.clone(), server).await?;
         let listener = listen(&config.cri_socket)?;
         let admin = listen(&config.paths.admin_socket())?;

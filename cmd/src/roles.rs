@@ -191,6 +191,7 @@ async fn new_kubelet(
     let cri = match runtime {
         Runtime::Own(node) => {
             settings.cgroup_base = Some(format!("/{}", config.cgroup_parent()));
+            settings.streaming_certificate = config.streaming_tls.clone().map(|files| files.certificate);
             Arc::clone(&node.cri)
         }
         Runtime::Other(cri) => cri,

@@ -14,7 +14,7 @@ use crate::error::{chain, fault, invalid, status};
 use crate::meta::{ContainerMeta, container_name};
 use crate::sandbox::{gone_is_fine, new_id, sandbox_id, to_value};
 use crate::server::Inner;
-use crate::{filter, sandbox_spec, view};
+use crate::{cdi, checkpoint, filter, sandbox_spec, view};
 
 /// Ids in answers are ours, so they parse.
 pub fn container_id(id: &str) -> Result<ContainerId, Status> {
@@ -67,9 +67,15 @@ impl Inner {
         config: ContainerConfig,
     ) -> Result<(), Status> {
         let asked = config.image.clone().unwrap_or_default();
+        if asked.image.starts_with('/') {
+            return Err(checkpoint::no_restore(&asked.image));
+        }
         let image = self.find_image(&asked.image)?;
         fault("CreateContainer: lease its image").await?;
         let rootfs = self.images.lease(&image.id, id).map_err(status)?;
+        if rootfs.lower.iter().any(|layer| checkpoint::is_checkpoint(layer)) {
+            return Err(checkpoint::no_restore(&asked.image));
+        }
         let mut image_mounts: Vec<Vec<PathBuf>> = Vec::new();
         for spec in config.mounts.iter().filter_map(|mount| mount.image.as_ref()) {
             let mounted = self.find_image(&spec.image)?;
@@ -90,6 +96,16 @@ impl Inner {
             sandbox_files: self.sandbox_files(sandbox, sandbox_meta),
             target,
         })?;
+        let devices = cdi::wanted(&config)?;
+        if !devices.is_empty() {
+            let directories = self.config.cdi_directories.clone();
+            let injected = tokio::task::spawn_blocking(move || {
+                cdi::inject(&devices, &directories, &mut spec).map(|()| spec)
+            });
+            spec = injected
+                .await
+                .map_err(|error| Status::internal(format!("reading CDI files broke off: {error}")))??;
+        }
         for mount in &config.mounts {
             make_missing(mount)?;
         }
@@ -206,6 +222,14 @@ impl Inner {
         request: UpdateContainerResourcesRequest,
     ) -> Result<(), Status> {
         let id = self.index.container_id(&request.container_id)?;
+        if request.windows.is_some() {
+            return Err(invalid("Windows resources are given, and this is Linux: leave them out"));
+        }
+        if let Some(name) = request.annotations.keys().next() {
+            return Err(invalid(format!(
+                "the annotation {name:?} of an update would change nothing: give limits in `linux`, or in its `unified`"
+            )));
+        }
         let Some(wanted) = request.linux else {
             return Err(invalid("no Linux resources are given: nothing could be changed"));
         };

@@ -44,18 +44,12 @@ pub struct Parts<'a> {
     pub target: Option<ContainerId>,
 }
 
-/// Translates a container. The caller adds `meta`.
+/// Translates a container. The caller adds `meta`, and what devices by name need.
 #[expect(deprecated, reason = "old kubelets still set the paths of profiles")]
 pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
     let config = parts.config;
     if config.windows.is_some() {
         return Err(invalid("a container with Windows settings cannot run on Linux"));
-    }
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(invalid(format!(
-            "the CDI device {:?} cannot be given: CDI is not supported yet",
-            device.name
-        )));
     }
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
@@ -63,6 +57,9 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
     let pod = crate::sandbox_spec::context(parts.sandbox_config);
     if context.privileged && !pod.is_some_and(|pod| pod.privileged) {
         return Err(invalid("a privileged container needs a privileged sandbox"));
+    }
+    if context.run_as_user.is_some() && !context.run_as_username.is_empty() {
+        return Err(invalid("run_as_user and run_as_username are both given: only one of them can be meant"));
     }
     let log_path = log_path(parts.sandbox_config, config)?;
     let image = parts.image;
@@ -78,11 +75,8 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
         spec.mounts.extend(volume_mounts(volumes, config));
     }
     for device in &config.devices {
-        spec.devices.push(Device {
-            host_path: device.host_path.clone().into(),
-            container_path: device.container_path.clone().into(),
-            permissions: device.permissions.clone(),
-        });
+        let device = Device::new(&device.host_path, &device.container_path, &device.permissions);
+        spec.devices.push(device);
     }
     let capabilities = context.capabilities.clone().unwrap_or_default();
     spec.capabilities = Capabilities {
@@ -206,6 +200,11 @@ fn one_mount(mount: &CriMount, images: &mut impl Iterator<Item = Vec<PathBuf>>) 
     if target.is_empty() {
         return Err(invalid("a mount has no container_path"));
     }
+    if mount.image.is_none() && !mount.image_sub_path.is_empty() {
+        return Err(invalid(format!(
+            "the mount at {target} has an image_sub_path but no image: a part of a volume is named by host_path"
+        )));
+    }
     let ids = ids(&mount.uid_mappings, &mount.gid_mappings, &format!("the mount at {target}"))?;
     let source = match &mount.image {
         Some(_) if !mount.host_path.is_empty() => {
@@ -283,7 +282,8 @@ fn volume_mounts<'a>(
         })
 }
 
-fn seccomp(profile: Option<&SecurityProfile>, old: &str) -> Result<Seccomp, Status> {
+/// A seccomp profile, by either of its fields.
+pub fn seccomp(profile: Option<&SecurityProfile>, old: &str) -> Result<Seccomp, Status> {
     let localhost = |name: &str| match name {
         "" => Err(invalid("a Localhost seccomp profile needs a localhost_ref that names its file")),
         name => Ok(Seccomp::Localhost(name.into())),
@@ -340,6 +340,20 @@ fn namespaces(
     let options = options.cloned().unwrap_or_else(|| pod.clone());
     if user_namespace(&options)? != user_namespace(&pod)? {
         return Err(invalid("the container's user namespace is not that of its sandbox"));
+    }
+    if !options.target_id.is_empty() && options.pid != Mode::Target as i32 {
+        return Err(invalid(format!(
+            "target_id {:?} is given, but the pid namespace is not TARGET",
+            options.target_id
+        )));
+    }
+    // POD is also what a client means that says nothing.
+    for (what, asked, has) in [("network", options.network, pod.network), ("ipc", options.ipc, pod.ipc)] {
+        if asked != has && asked != Mode::Pod as i32 {
+            return Err(invalid(format!(
+                "the container's {what} namespace is not that of its sandbox: the containers of a pod share it"
+            )));
+        }
     }
     let shared = |mode: i32| if mode == Mode::Node as i32 { NamespaceMode::Node } else { NamespaceMode::Pod };
     Ok(Namespaces {

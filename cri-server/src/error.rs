@@ -100,7 +100,9 @@ fn runtime_code(error: &RuntimeError) -> Code {
     match error {
         RuntimeError::NoSandbox { .. } | RuntimeError::NoContainer { .. } => Code::NotFound,
         RuntimeError::Exists { .. } => Code::AlreadyExists,
-        RuntimeError::SandboxNotReady { .. } | RuntimeError::WrongState { .. } => Code::FailedPrecondition,
+        RuntimeError::SandboxNotReady { .. }
+        | RuntimeError::WrongState { .. }
+        | RuntimeError::NotNow { .. } => Code::FailedPrecondition,
         RuntimeError::Invalid { .. } => Code::InvalidArgument,
         RuntimeError::Timeout { .. } => Code::DeadlineExceeded,
         RuntimeError::Io { .. } | RuntimeError::Keeper { .. } => Code::Internal,

@@ -20,11 +20,15 @@ mod recover;
 mod sandbox;
 mod sandbox_spec;
 
+mod cdi;
 mod container;
 mod container_spec;
 
+mod checkpoint;
+
 mod exec;
 mod streaming;
+pub use streaming::{TlsError, TlsFiles};
 
 mod images;
 mod metrics;

@@ -6,12 +6,14 @@ use std::net::IpAddr;
 
 use cri_api::v1::{
     IdMapping, LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode as Mode, NamespaceOption,
-    PodSandboxConfig, PortMapping, Protocol, SeLinuxOption, SecurityProfile, security_profile::ProfileType,
+    PodSandboxConfig, PortMapping, Protocol, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy,
+    security_profile::ProfileType,
 };
 use runtime::spec::{AppArmorProfile, IdRange, NamespaceMode, Namespaces, UserNamespace};
 use runtime::{Resources, SandboxId, SandboxSpec};
 use tonic::Status;
 
+use crate::container_spec::seccomp;
 use crate::error::invalid;
 
 /// Translates a sandbox. `meta` is what the record shall hold.
@@ -33,6 +35,8 @@ pub fn sandbox_spec(
     check_selinux(context.selinux_options.as_ref())?;
     // A sandbox has no program of its own to confine, but a mistake is told early.
     apparmor(context.apparmor.as_ref(), "")?;
+    check_process(&context)?;
+    linux.overhead.as_ref().map(resources).transpose()?;
     let mut spec = SandboxSpec::new(id);
     spec.namespaces = namespaces(context.namespace_options.as_ref())?;
     spec.user_namespace = context.namespace_options.as_ref().map_or(Ok(None), user_namespace)?;
@@ -51,6 +55,26 @@ pub fn sandbox_spec(
     spec.handler = handler.to_owned();
     spec.meta = meta;
     Ok(spec)
+}
+
+/// What is said of a pod's own process is checked, and without effect: a pod has none but, with shared process ids, an
+/// init, which runs nothing of anybody's.
+#[expect(deprecated, reason = "old kubelets still set the paths of profiles")]
+fn check_process(context: &LinuxSandboxSecurityContext) -> Result<(), Status> {
+    let id = |value: i64, what: &str| match u32::try_from(value) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(invalid(format!("the sandbox's {what} {value} is not between 0 and 4294967295"))),
+    };
+    if context.run_as_group.is_some() && context.run_as_user.is_none() {
+        return Err(invalid("the sandbox's run_as_group is given without run_as_user: set that, too"));
+    }
+    context.run_as_user.as_ref().map_or(Ok(()), |user| id(user.value, "run_as_user"))?;
+    context.run_as_group.as_ref().map_or(Ok(()), |group| id(group.value, "run_as_group"))?;
+    context.supplemental_groups.iter().try_for_each(|group| id(*group, "supplemental group"))?;
+    if SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy).is_err() {
+        return Err(invalid("the sandbox's supplemental_groups_policy can be Merge or Strict"));
+    }
+    seccomp(context.seccomp.as_ref(), &context.seccomp_profile_path).map(|_| ())
 }
 
 fn check_hostname(name: &str) -> Result<(), Status> {
@@ -357,6 +381,30 @@ mod tests {
         let ids =
             translate(&with(Mode::Pod, &[(0, 131_072)]), "").expect("good").user_namespace.expect("ids");
         assert_eq!((ids.users.host, ids.groups.host, ids.users.length), (131_072, 65_536, 65_536));
+        use cri_api::v1::Int64Value;
+        let number = |value| Some(Int64Value { value });
+        let of = |context| config(context);
+        bad(
+            of(LinuxSandboxSecurityContext { run_as_group: number(1), ..Default::default() }),
+            "",
+            "run_as_user",
+        );
+        bad(
+            of(LinuxSandboxSecurityContext { run_as_user: number(-1), ..Default::default() }),
+            "",
+            "run_as_user -1",
+        );
+        let groups = LinuxSandboxSecurityContext { supplemental_groups: vec![1 << 40], ..Default::default() };
+        bad(of(groups), "", "supplemental group");
+        let policy = LinuxSandboxSecurityContext { supplemental_groups_policy: 7, ..Default::default() };
+        bad(of(policy), "", "Merge or Strict");
+        let nameless = SecurityProfile { profile_type: ProfileType::Localhost as i32, ..Default::default() };
+        let seccomp = LinuxSandboxSecurityContext { seccomp: Some(nameless), ..Default::default() };
+        bad(of(seccomp), "", "localhost_ref");
+        let mut overhead = config(LinuxSandboxSecurityContext::default());
+        overhead.linux.as_mut().expect("set").overhead =
+            Some(LinuxContainerResources { cpu_shares: -1, ..Default::default() });
+        bad(overhead, "", "cpu_shares");
         let label = SeLinuxOption { level: "s0".into(), ..Default::default() };
         bad(
             config(LinuxSandboxSecurityContext { selinux_options: Some(label), ..Default::default() }),

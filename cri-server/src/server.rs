@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::exec::StreamBackend;
 use crate::index::Index;
 use crate::stats::Rates;
-use crate::streaming::StreamingServer;
+use crate::streaming::{StreamingServer, Tls, TlsError};
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The streaming server has no usable certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// What dead sandboxes left of the network could not be removed.
     #[error("clean up the network of sandboxes that are gone")]
     Network(#[from] network::TeardownErrors),
@@ -68,7 +71,8 @@ impl CriServer {
         let path = config.state_dir.clone();
         std::fs::create_dir_all(&path).map_err(|source| StartError::Directory { path, source })?;
         let backend = Arc::new(StreamBackend::new(runtime.clone()));
-        let streaming = StreamingServer::bind(config.streaming_address, backend)
+        let tls = config.streaming_tls.clone().map(Tls::open).transpose()?;
+        let streaming = StreamingServer::bind(config.streaming_address, tls, backend)
             .await
             .map_err(|source| StartError::Listen { address: config.streaming_address, source })?;
         let index = Index::default();
@@ -196,6 +200,13 @@ impl Cri for CriServer {
     ) -> Result<UpdatePodSandboxResourcesResponse, Status> {
         self.through(|inner| async move { inner.update_pod_sandbox_resources(request).await }).await?;
         Ok(UpdatePodSandboxResourcesResponse {})
+    }
+    async fn checkpoint_container(
+        &self,
+        request: CheckpointContainerRequest,
+    ) -> Result<CheckpointContainerResponse, Status> {
+        self.through(|inner| async move { inner.checkpoint_container(request).await }).await?;
+        Ok(CheckpointContainerResponse {})
     }
     async fn reopen_container_log(
         &self,

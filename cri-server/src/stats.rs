@@ -165,7 +165,7 @@ fn container_stats(row: &Container, stats: &Stats, rate: Option<u64>, layers: St
         }),
         swap: stats.swap_bytes.map(|used| SwapUsage {
             timestamp,
-            swap_available_bytes: None,
+            swap_available_bytes: stats.swap_available_bytes.and_then(value),
             swap_usage_bytes: value(used),
         }),
         io: psi("io").map(|psi| IoUsage { timestamp, psi: Some(psi) }),

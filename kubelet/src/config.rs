@@ -30,6 +30,9 @@ pub struct Config {
     pub manifests_dir: Option<PathBuf>,
     /// The kubelet's HTTPS API. `None` serves nothing.
     pub api: Option<ApiConfig>,
+    /// Certificate of the streaming server, where this daemon is the runtime and has given it one: whoever shows it is
+    /// believed. Without it the machine's authorities decide, as for other runtimes.
+    pub streaming_certificate: Option<PathBuf>,
     /// `maxPods`.
     pub max_pods: u32,
     /// `clusterDNS`: addresses of the cluster's name server; empty while there is none.
@@ -177,6 +180,7 @@ impl Config {
             container_logs_dir: root.join("log/containers"),
             manifests_dir: Some(root.join("etc/manifests")),
             api: None,
+            streaming_certificate: None,
             max_pods: 110,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use crate::checkpoint::Checkpoint;
 use crate::core::Inner;
 use crate::error::{ExecError, OpenError, RuntimeError, StartError};
 use crate::handler::{Features, NATIVE};
@@ -184,6 +185,16 @@ impl Runtime {
         meta: serde_json::Value,
     ) -> Result<(), RuntimeError> {
         self.inner.change_container(id, |entry| entry.record.meta = Arc::new(meta))
+    }
+
+    /// Writes a running container's processes to files, by CRIU; it goes on running. The files are removed with the
+    /// answer.
+    ///
+    /// # Errors
+    /// `NoContainer`, `WrongState`; `NotNow` where CRIU is missing or can't do it; `Timeout` after `patience`; `Io` with
+    /// CRIU's words.
+    pub async fn checkpoint(&self, id: &ContainerId, patience: Duration) -> Result<Checkpoint, RuntimeError> {
+        self.inner.checkpoint(id, patience).await
     }
 
     /// Writes new limits to a container's cgroup; what is not said stays.

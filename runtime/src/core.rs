@@ -56,6 +56,8 @@ pub struct Inner {
     pub execs: Mutex<HashMap<String, watch::Sender<Option<ExitStatus>>>>,
     /// What handlers can do, once it was asked.
     pub handler_features: tokio::sync::OnceCell<Vec<crate::delegate::Known>>,
+    /// Containers whose processes are being dumped.
+    pub underway: crate::checkpoint::Underway,
     /// Held as long as this runtime lives.
     pub _lock: std::fs::File,
 }

@@ -23,8 +23,7 @@ const LIMIT: usize = 4096;
 pub fn find(spec: &ContainerSpec) -> Result<Vec<HostDevice>, RuntimeError> {
     let mut found = Vec::new();
     if spec.privileged {
-        let all =
-            Device { host_path: "/dev".into(), container_path: "/dev".into(), permissions: "rwm".into() };
+        let all = Device::new("/dev", "/dev", "rwm");
         walk(Path::new("/dev"), &all, &mut found)
             .map_err(RuntimeError::io("list the devices of the node"))?;
     }
@@ -49,7 +48,12 @@ pub fn find(spec: &ContainerSpec) -> Result<Vec<HostDevice>, RuntimeError> {
             walk(&device.host_path, device, &mut found).map_err(RuntimeError::io(step()))?;
         } else {
             match node(device.container_path.clone(), &data, &device.permissions) {
-                Some(one) => found.push(one),
+                Some(one) => found.push(HostDevice {
+                    mode: device.mode.unwrap_or(one.mode),
+                    uid: device.uid.unwrap_or(one.uid),
+                    gid: device.gid.unwrap_or(one.gid),
+                    ..one
+                }),
                 None => {
                     return Err(RuntimeError::invalid(format!(
                         "{} is not a device: mount it as a volume instead",

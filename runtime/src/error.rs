@@ -79,6 +79,12 @@ pub enum RuntimeError {
         /// What is needed, in a word or two.
         wanted: &'static str,
     },
+    /// It can't be done here or now, though nothing is wrong with the request; the text says what, why, what to do.
+    #[error("{what}")]
+    NotNow {
+        /// A whole sentence.
+        what: String,
+    },
     /// The specification asks for something impossible or refused; the text says what, why, what to do.
     #[error("{what}")]
     Invalid {

@@ -302,7 +302,7 @@ impl Inner {
 }
 
 /// A pidfd of a process, if that number is still the same process.
-fn living(process: ProcessId) -> Option<OwnedFd> {
+pub fn living(process: ProcessId) -> Option<OwnedFd> {
     let pidfd = sys::process::pidfd_open(process.pid).ok()?;
     let proc = rustix::fs::open(c"/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let same = sys::process::start_time(&proc, process.pid).ok()? == process.start_ticks;

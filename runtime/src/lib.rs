@@ -29,6 +29,7 @@ pub mod user;
 mod api;
 mod bundle;
 mod cgroup;
+mod checkpoint;
 mod containers;
 mod core;
 mod delegate;
@@ -48,6 +49,7 @@ mod sandboxes;
 mod stats;
 
 pub use api::{Runtime, destroy};
+pub use checkpoint::Checkpoint;
 pub use error::{ExecError, OpenError, RuntimeError, StartError};
 pub use id::{BadId, ContainerId, SandboxId};
 pub use options::{Capabilities, Options};

@@ -129,6 +129,7 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
         keeper: watch::Sender::new(None),
         execs: Mutex::new(HashMap::new()),
         handler_features: tokio::sync::OnceCell::new(),
+        underway: crate::checkpoint::Underway::default(),
         _lock: lock,
     }))
 }
@@ -240,6 +241,13 @@ impl Inner {
             {
                 report("writable layer", &name, &error);
             }
+        }
+        let dumps = crate::checkpoint::place(&self.options.data);
+        match std::fs::remove_dir_all(&dumps) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                report("checkpoints", &dumps.display().to_string(), &error);
+            }
+            _ => {}
         }
         for pod in &pods {
             for child in self.cgroups.children(pod) {

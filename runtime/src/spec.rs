@@ -389,6 +389,33 @@ pub struct Device {
     pub container_path: PathBuf,
     /// Of `r`, `w`, `m`.
     pub permissions: String,
+    /// Permission bits in the container; the node's own when `None`.
+    #[serde(default)]
+    pub mode: Option<u32>,
+    /// Owner in the container.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Group in the container.
+    #[serde(default)]
+    pub gid: Option<u32>,
+}
+
+impl Device {
+    /// A device as it is on the node.
+    pub fn new(
+        host_path: impl Into<PathBuf>,
+        container_path: impl Into<PathBuf>,
+        permissions: impl Into<String>,
+    ) -> Device {
+        Device {
+            host_path: host_path.into(),
+            container_path: container_path.into(),
+            permissions: permissions.into(),
+            mode: None,
+            uid: None,
+            gid: None,
+        }
+    }
 }
 
 /// Changes to the default capability set, as names with or without `CAP_`; `ALL` is known.

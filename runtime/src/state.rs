@@ -248,6 +248,8 @@ pub struct Stats {
     pub memory_limit_bytes: Option<u64>,
     /// Swap in use, in bytes.
     pub swap_bytes: Option<u64>,
+    /// Swap that it could still use: up to its own limit, and no more than the node has free.
+    pub swap_available_bytes: Option<u64>,
     /// Tasks.
     pub pids: u64,
     /// Bytes read from disks, where the io controller is there.

@@ -120,12 +120,24 @@ fn memory(group: &Group, stats: &mut Stats) {
     stats.memory_bytes = number("memory.current").unwrap_or_default();
     stats.memory_limit_bytes = number("memory.max");
     stats.swap_bytes = number("memory.swap.current");
+    stats.swap_available_bytes = stats.swap_bytes.and_then(|used| {
+        let free = free_swap(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+        // No number: no limit.
+        let left = number("memory.swap.max").map(|limit| limit.saturating_sub(used));
+        Some(left.map_or(free, |left| left.min(free)))
+    });
     let details = group.read("memory.stat").unwrap_or_default();
     let key = |name: &str| keyed_value(&details, name).unwrap_or_default();
     stats.memory_working_set_bytes = stats.memory_bytes.saturating_sub(key("inactive_file"));
     stats.memory_rss_bytes = key("anon");
     stats.page_faults = key("pgfault");
     stats.major_page_faults = key("pgmajfault");
+}
+
+/// Bytes of swap that nobody uses, of the text of `/proc/meminfo`.
+fn free_swap(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("SwapFree:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// Process ids in a group and below it.
@@ -195,6 +207,12 @@ fn disk(dir: &Path) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn free_swap_is_found() {
+        assert_eq!(free_swap("MemTotal: 1 kB\nSwapFree:       2097148 kB\n"), Some(2_147_479_552));
+        assert_eq!(free_swap("MemTotal: 1 kB\n"), None);
+    }
 
     #[test]
     fn a_process_with_a_strange_name_is_counted() {

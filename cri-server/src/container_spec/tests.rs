@@ -1,7 +1,7 @@
 //! Containers as kubelets describe them, and what becomes of that.
 
 use cri_api::v1::{
-    Capability, CdiDevice, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig,
+    Capability, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext,
 };
 use oci_spec::image::ConfigBuilder;
@@ -196,15 +196,48 @@ fn security_is_on_unless_turned_off_and_never_half_applied() {
     refused(apparmor(profile(ProfileType::Localhost, ""), ""), "name of a Localhost AppArmor profile");
     refused(apparmor(profile(ProfileType::Localhost, "a\nb"), ""), "AppArmor");
     refused(apparmor(None, "mine"), "AppArmor");
-    refused(
-        ContainerConfig { cdi_devices: vec![CdiDevice { name: "gpu".into() }], ..Default::default() },
-        "CDI",
-    );
     refused_log("../x.log");
     refused_log("/x.log");
     let capabilities = Some(Capability { drop_capabilities: words(&["ALL"]), ..Default::default() });
     let spec = translate(&with(LinuxContainerSecurityContext { capabilities, ..Default::default() }));
     assert_eq!(spec.expect("good").capabilities.drop, ["ALL"]);
+}
+
+#[test]
+fn what_would_have_to_be_ignored_is_refused() {
+    let both = LinuxContainerSecurityContext {
+        run_as_user: Some(Int64Value { value: 1 }),
+        run_as_username: "app".into(),
+        ..Default::default()
+    };
+    refused(with(both), "run_as_username");
+    let options = |namespace_options: NamespaceOption| {
+        with(LinuxContainerSecurityContext {
+            namespace_options: Some(namespace_options),
+            ..Default::default()
+        })
+    };
+    let node = Mode::Node as i32;
+    refused(options(NamespaceOption { network: node, ..Default::default() }), "network namespace");
+    refused(options(NamespaceOption { ipc: node, ..Default::default() }), "ipc namespace");
+    refused(options(NamespaceOption { target_id: "c0".into(), ..Default::default() }), "target_id");
+    let mount = CriMount {
+        container_path: "/a".into(),
+        host_path: "/b".into(),
+        image_sub_path: "c".into(),
+        ..Default::default()
+    };
+    refused(ContainerConfig { mounts: vec![mount], ..Default::default() }, "image_sub_path");
+    let context = LinuxSandboxSecurityContext {
+        namespace_options: Some(NamespaceOption { network: node, ..Default::default() }),
+        ..Default::default()
+    };
+    let sandbox = PodSandboxConfig {
+        linux: Some(LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() }),
+        ..Default::default()
+    };
+    let silent = options(NamespaceOption::default());
+    assert_eq!(translate_in(&sandbox, &silent).expect("good").namespaces.net, NamespaceMode::Node);
 }
 
 fn refused_log(path: &str) {

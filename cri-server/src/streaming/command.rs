@@ -76,6 +76,7 @@ pub async fn run(mut client: ClientStreams, process: Result<Process, String>) {
         Err(why) => Ending::Failed(why),
     };
     for sink in [&mut client.stdout, &mut client.stderr].into_iter().flatten() {
+        // Here and below: a client that is gone needs no end.
         let _ = sink.finish().await;
     }
     let _ = client.error.send(status_bytes(&ending, client.status)).await;
@@ -124,6 +125,7 @@ async fn copy_in(
             break;
         }
     }
+    // A process that closed its input has its end already.
     let _ = stdin.shutdown().await;
     drop(stdin);
     control.input_ended().await;

@@ -93,6 +93,7 @@ async fn forward_pair(mut error: Stream, data: Stream, backend: Arc<dyn Backend>
             }
         }
     };
+    // From here on: a client that is gone needs no reason and no end.
     if let Err(why) = outcome {
         let _ = error.sink.send(Bytes::from(why)).await;
     }
@@ -141,7 +142,7 @@ async fn copy_down(mut socket: OwnedReadHalf, sink: &mut dyn Sink) -> io::Result
             Ok(_) => {}
         }
     }
-    // Told at once, while the client may still be sending.
+    // Told at once, while the client may still be sending; one that is gone needs no end.
     let _ = sink.finish().await;
     Ok(())
 }
@@ -177,6 +178,7 @@ pub async fn over_channels(
         let (backend, sandbox) = (backend.clone(), sandbox.clone());
         pairs.spawn(async move {
             let head = Bytes::copy_from_slice(&port.to_le_bytes());
+            // Here and below: a client that is gone also ends the work, by `gone`.
             let _ = data.send(head.clone()).await;
             let _ = error.send(head).await;
             let ignore = async { while unused.next().await.is_some() {} };

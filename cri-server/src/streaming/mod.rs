@@ -5,7 +5,8 @@
 //!
 //! Guarantees: a URL works once, within a minute; whatever a client does, its connection costs bounded memory,
 //! and its descriptors are closed when it goes away.
-//! Assumes: the address is reached by the node's own processes only (loopback): the token is the only secret.
+//! Assumes: without TLS, the address is reached by the node's own processes only (loopback): the token is the only
+//! secret.
 
 mod command;
 mod forward;
@@ -15,6 +16,7 @@ mod spdy;
 mod status;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tokens;
 mod websocket;
 
@@ -33,6 +35,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use command::{Control, Process};
 pub use forward::dial_local;
 pub use status::Ending;
+pub use tls::{Tls, TlsError, TlsFiles};
 pub use tokens::Full as TokensFull;
 
 use command::ClientStreams;
@@ -51,6 +55,8 @@ use websocket::Channels;
 
 /// How long a SPDY client may take to open the streams of a command.
 const STREAMS_IN: Duration = Duration::from_secs(30);
+/// How long a TLS handshake may take.
+const HANDSHAKE_IN: Duration = Duration::from_secs(10);
 
 /// What the streams are connected to. Errors are sentences for the client.
 #[async_trait::async_trait]
@@ -115,24 +121,39 @@ struct Wants {
 /// The server. Dropping it stops listening and ends all its connections.
 pub struct StreamingServer {
     address: SocketAddr,
+    scheme: &'static str,
     tokens: Arc<Mutex<Tokens<Work>>>,
     stop: CancellationToken,
 }
 
+/// What every connection is served with.
+#[derive(Clone)]
+struct Serving {
+    tokens: Arc<Mutex<Tokens<Work>>>,
+    backend: Arc<dyn Backend>,
+    stop: CancellationToken,
+}
+
 impl StreamingServer {
-    /// Listens on `address` (port 0: any free one).
-    pub async fn bind(address: SocketAddr, backend: Arc<dyn Backend>) -> io::Result<StreamingServer> {
+    /// Listens on `address` (port 0: any free one), with TLS if given.
+    pub async fn bind(
+        address: SocketAddr,
+        tls: Option<Tls>,
+        backend: Arc<dyn Backend>,
+    ) -> io::Result<StreamingServer> {
         let listener = TcpListener::bind(address).await?;
         let server = StreamingServer {
             address: listener.local_addr()?,
+            scheme: if tls.is_some() { "https" } else { "http" },
             tokens: Arc::default(),
             stop: CancellationToken::new(),
         };
-        let (tokens, stop) = (server.tokens.clone(), server.stop.clone());
+        let serving = Serving { tokens: server.tokens.clone(), backend, stop: server.stop.clone() };
+        let stop = server.stop.clone();
         tokio::spawn(async move {
             // Cancel-safe: a connection that was not accepted is refused when the listener closes.
             tokio::select! {
-                () = accept(listener, tokens, backend, stop.clone()) => {}
+                () = accept(listener, tls, serving) => {}
                 () = stop.cancelled() => {}
             }
         });
@@ -148,7 +169,7 @@ impl StreamingServer {
     pub fn url(&self, work: Work) -> Result<String, TokensFull> {
         let path = work.path();
         let token = self.tokens.lock().put(work, Instant::now())?;
-        Ok(format!("http://{}/{path}/{token}", self.address))
+        Ok(format!("{}://{}/{path}/{token}", self.scheme, self.address))
     }
 }
 
@@ -158,12 +179,7 @@ impl Drop for StreamingServer {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    tokens: Arc<Mutex<Tokens<Work>>>,
-    backend: Arc<dyn Backend>,
-    stop: CancellationToken,
-) {
+async fn accept(listener: TcpListener, tls: Option<Tls>, serving: Serving) {
     loop {
         let socket = match listener.accept().await {
             Ok((socket, _)) => socket,
@@ -174,26 +190,36 @@ async fn accept(
                 continue;
             }
         };
+        // Only a matter of speed: small writes would wait for each other.
         let _ = socket.set_nodelay(true);
-        let (tokens, backend, stop) = (tokens.clone(), backend.clone(), stop.clone());
+        let (acceptor, serving) = (tls.as_ref().map(Tls::acceptor), serving.clone());
         tokio::spawn(async move {
-            let ours = stop.clone();
-            let service = hyper::service::service_fn(move |request| {
-                let answer = answer(request, &tokens, &backend, &stop);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(30))
-                .serve_connection(TokioIo::new(socket), service)
-                .with_upgrades();
-            tokio::select! {
-                result = connection => if let Err(error) = result {
-                    tracing::debug!(error = %error, "streaming connection");
-                },
-                () = ours.cancelled() => {}
+            let Some(acceptor) = acceptor else { return connection(socket, serving).await };
+            match tokio::time::timeout(HANDSHAKE_IN, acceptor.accept(socket)).await {
+                Ok(Ok(stream)) => connection(tls::Polite::new(stream), serving).await,
+                Ok(Err(error)) => tracing::debug!(error = %error, "TLS handshake of a streaming connection"),
+                Err(_elapsed) => tracing::debug!("a client did not finish its TLS handshake"),
             }
         });
+    }
+}
+
+async fn connection(socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, serving: Serving) {
+    let stop = serving.stop.clone();
+    let service = hyper::service::service_fn(move |request| {
+        let answer = answer(request, &serving.tokens, &serving.backend, &serving.stop);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30))
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    tokio::select! {
+        result = connection => if let Err(error) = result {
+            tracing::debug!(error = %error, "streaming connection");
+        },
+        () = stop.cancelled() => {}
     }
 }
 
@@ -343,6 +369,7 @@ async fn command_over_spdy(io: TokioIo<Upgraded>, spoken: Spoken, work: Work, ba
     let process = start(&work, &*backend).await;
     command::run(client, process).await;
     for mut sink in [stdin_back, resize_back].into_iter().flatten() {
+        // A client that is gone needs no end.
         let _ = sink.finish().await;
     }
     connection.close().await;

@@ -12,6 +12,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use super::spdy::tests::Client;
 use super::*;
 
+mod over_tls;
+
 /// Runs commands as processes of the test, and dials the test's own loopback.
 struct Node;
 
@@ -66,7 +68,8 @@ impl Backend for Node {
 }
 
 async fn server() -> StreamingServer {
-    StreamingServer::bind("127.0.0.1:0".parse().expect("an address"), Arc::new(Node)).await.expect("listens")
+    let any = "127.0.0.1:0".parse().expect("an address");
+    StreamingServer::bind(any, None, Arc::new(Node)).await.expect("listens")
 }
 
 fn exec(cmd: &[&str], stdin: bool, tty: bool) -> Work {
@@ -105,7 +108,7 @@ async fn spdy(server: &StreamingServer, work: Work, protocols: &str) -> Client<T
     Client::new(socket)
 }
 
-type Socket = WebSocketStream<TcpStream>;
+type Socket<T = TcpStream> = WebSocketStream<T>;
 
 async fn websocket(server: &StreamingServer, work: Work, protocols: &str) -> Socket {
     let url = server.url(work).expect("a URL").replace("http:", "ws:");
@@ -117,7 +120,7 @@ async fn websocket(server: &StreamingServer, work: Work, protocols: &str) -> Soc
 }
 
 /// Reads to the end; bytes by channel.
-async fn read_all(socket: &mut Socket) -> BTreeMap<u8, Vec<u8>> {
+async fn read_all<T: AsyncRead + AsyncWrite + Unpin>(socket: &mut Socket<T>) -> BTreeMap<u8, Vec<u8>> {
     let mut channels: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
     let reading = async {
         while let Some(message) = socket.next().await {
@@ -132,7 +135,7 @@ async fn read_all(socket: &mut Socket) -> BTreeMap<u8, Vec<u8>> {
     channels
 }
 
-async fn send(socket: &mut Socket, channel: u8, data: &[u8]) {
+async fn send<T: AsyncRead + AsyncWrite + Unpin>(socket: &mut Socket<T>, channel: u8, data: &[u8]) {
     let message = [&[channel], data].concat();
     socket.send(Message::binary(message)).await.expect("sends");
 }

@@ -109,12 +109,14 @@ impl Channels {
 
     /// Sends an empty message on a channel: tells old browsers' clients that the connection stands.
     pub async fn greet(&self, channel: u8) {
+        // A client that is gone needs no greeting.
         let _ = self.out.send(close_message(channel, &[], self.base64)).await;
     }
 
     /// Sends what waits and a normal close; waits a little for the client to close.
     pub async fn close(mut self) {
         let goodbye = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        // A client that is gone, or that doesn't answer in time, has had its chance.
         let _ = self.out.send(Message::Close(Some(goodbye))).await;
         let _ = tokio::time::timeout(std::time::Duration::from_secs(5), async {
             let _ = (&mut self.writer).await;
@@ -205,6 +207,7 @@ where
                 Message::Text(_) | Message::Close(_) => break,
             }
         }
+        // A user that is gone needs no end.
         let _ = far_write.shutdown().await;
     });
     tokio::spawn(async move {
@@ -217,6 +220,7 @@ where
             }
         }
         let goodbye = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        // A client that is gone needs no goodbye.
         let _ = write.send(Message::Close(Some(goodbye))).await;
     });
     near

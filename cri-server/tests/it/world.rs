@@ -72,7 +72,8 @@ impl World {
         }
         let runtime = runtime::Runtime::open(self.options()).await.expect("a runtime");
         let network = network::PodNetwork::open(self.network()).await.expect("a network");
-        let config = Config::new(self.path("run/cri"), self.path("data/containers"));
+        let mut config = Config::new(self.path("run/cri"), self.path("data/containers"));
+        config.cdi_directories = vec![self.path("cdi")];
         let server = CriServer::new(runtime, images, network.clone(), config).await.expect("a server");
         let socket = self.path("run/cri.sock");
         let _ = std::fs::remove_file(&socket);

@@ -1,10 +1,12 @@
-//! The kubelet API: logs, exec, attach, port-forward, statistics; over TLS, for known clients.
+//! The kubelet API: logs, exec, attach, port-forward, checkpoints, statistics; over TLS, for known clients.
 //!
 //! Guarantees: nothing but `/healthz` answers without a client certificate of the cluster's CA, and a
 //! certificate that is not the apiserver's or a master's gets 403.
 
 mod auth;
+mod checkpoint;
 mod logs;
+mod runtime_stream;
 mod stats;
 mod tunnel;
 
@@ -179,6 +181,9 @@ async fn handle(state: State, who: Option<Identity>, request: Request<Incoming>)
         }
         ["portForward", ns, pod] | ["portForward", ns, pod, _] if post_or_get => {
             tunnel::port_forward(&state, ns, pod, &query, request).await
+        }
+        ["checkpoint", ns, pod, container] if request.method() == Method::POST => {
+            checkpoint::checkpoint(&state, ns, pod, container, &query).await
         }
         ["run", ..] => text(StatusCode::GONE, "/run is not served: it was deprecated long ago; use /exec\n"),
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),

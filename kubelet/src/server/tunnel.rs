@@ -3,18 +3,15 @@
 //! Guarantees: nothing is interpreted on the way, so every protocol that client and runtime agree on
 //! works; a failed upgrade closes the connection to the runtime.
 
-use std::time::Duration;
-
 use cri_api::v1 as cri;
 use http::{HeaderName, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
-use tokio::net::TcpStream;
 use tracing::debug;
 
-use super::{Body, State, flag, text};
+use super::{Body, State, flag, runtime_stream, text};
 use crate::labels;
 use crate::pod::view::PodKey;
 
@@ -42,7 +39,7 @@ pub(super) async fn exec(
     };
     let asked = cri::ExecRequest { container_id: id, cmd, tty, stdin, stdout, stderr };
     match state.shared.cri.exec(asked).await {
-        Ok(answer) => forward(&answer.url, request).await,
+        Ok(answer) => forward(state, &answer.url, request).await,
         Err(err) => runtime_error(&err),
     }
 }
@@ -65,7 +62,7 @@ pub(super) async fn attach(
     };
     let asked = cri::AttachRequest { container_id: id, stdin, tty, stdout, stderr };
     match state.shared.cri.attach(asked).await {
-        Ok(answer) => forward(&answer.url, request).await,
+        Ok(answer) => forward(state, &answer.url, request).await,
         Err(err) => runtime_error(&err),
     }
 }
@@ -98,7 +95,7 @@ pub(super) async fn port_forward(
         Err(why) => return text(StatusCode::BAD_REQUEST, why),
     };
     match state.shared.cri.port_forward(cri::PortForwardRequest { pod_sandbox_id: sandbox, port }).await {
-        Ok(answer) => forward(&answer.url, request).await,
+        Ok(answer) => forward(state, &answer.url, request).await,
         Err(err) => runtime_error(&err),
     }
 }
@@ -117,7 +114,7 @@ fn streams(query: &[(String, String)]) -> Result<(bool, bool, bool, bool), &'sta
 }
 
 /// Id of a running container.
-fn running(state: &State, ns: &str, pod: &str, container: &str) -> Result<String, Box<Answer>> {
+pub(super) fn running(state: &State, ns: &str, pod: &str, container: &str) -> Result<String, Box<Answer>> {
     let (_, object) = state.fleet.find(ns, pod).ok_or_else(|| Box::new(no_pod(pod)))?;
     id_of(&object, container).ok_or_else(|| {
         Box::new(text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")))
@@ -142,7 +139,7 @@ async fn sandbox(state: &State, key: &PodKey) -> Result<Option<String>, tonic::S
     Ok(list.items.into_iter().next().map(|s| s.id))
 }
 
-fn no_pod(pod: &str) -> Answer {
+pub(super) fn no_pod(pod: &str) -> Answer {
     text(StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found"))
 }
 
@@ -156,21 +153,16 @@ fn runtime_error(err: &tonic::Status) -> Answer {
 }
 
 /// Sends the request on to the runtime's URL and joins the two connections if both upgrade.
-async fn forward(url: &str, request: Request<Incoming>) -> Answer {
+async fn forward(state: &State, url: &str, request: Request<Incoming>) -> Answer {
     let bad = |what: String| {
         text(StatusCode::BAD_GATEWAY, format!("connect to the runtime's streaming server: {what}"))
     };
     let Ok(url) = url.parse::<Uri>() else { return bad(format!("{url:?} is no URL")) };
-    let (Some("http"), Some(host)) = (url.scheme_str(), url.authority()) else {
-        return bad(format!("{url} is not a plain http URL"));
+    let own = state.shared.config.streaming_certificate.as_deref();
+    let stream = match runtime_stream::connect(&url, own).await {
+        Ok(stream) => stream,
+        Err(err) => return bad(err.chain()),
     };
-    let connect = tokio::time::timeout(Duration::from_secs(10), TcpStream::connect(host.as_str())).await;
-    let stream = match connect {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(err)) => return bad(err.to_string()),
-        Err(_elapsed) => return bad("it did not answer in 10 s".into()),
-    };
-    let _nodelay = stream.set_nodelay(true);
     let (mut sender, connection) = match hyper::client::conn::http1::handshake(TokioIo::new(stream)).await {
         Ok(pair) => pair,
         Err(err) => return bad(err.to_string()),
@@ -188,7 +180,7 @@ async fn forward(url: &str, request: Request<Incoming>) -> Answer {
             onward.headers_mut().append(name, value.clone());
         }
     }
-    if let Ok(host) = http::HeaderValue::from_str(host.as_str()) {
+    if let Ok(host) = http::HeaderValue::from_str(url.authority().map_or("", |host| host.as_str())) {
         onward.headers_mut().insert(header::HOST, host);
     }
     let mut answer = match sender.send_request(onward).await {

@@ -1,8 +1,10 @@
 //! An operator's kubectl: nodes, tokens, bulk, streams over SPDY.
 
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::ensure;
 use serde_json::Value;
-use tests::{Node, Running, command, eventually, run};
+use tests::{Node, NodeOptions, Running, command, eventually, run};
 
 use crate::manifests::{IDLE, pod, pod_with};
 use crate::needs_root;
@@ -258,6 +260,70 @@ async fn streams_over_spdy() -> anyhow::Result<()> {
         let out = run(terminal, None).await?.stdout;
         ensure!(out.contains("it is 33 77") && out.contains("it is 44 88"), "websockets={protocol}: {out:?}");
     }
+    node.kubectl(&["delete", "pod", "s", "--grace-period=1"]).await?.ok()?;
+    node.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_over_tls_on_the_node() -> anyhow::Result<()> {
+    needs_root!();
+    let directory = tempfile::tempdir()?;
+    // An operator's certificate: its name is the node's, not that of the loopback.
+    let made = rcgen::generate_simple_self_signed(["node.example".to_owned()])?;
+    let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem())?;
+    std::fs::write(&key, made.signing_key.serialize_pem())?;
+    let config =
+        format!("streaming:\n  tlsCertFile: {}\n  tlsPrivateKeyFile: {}\n", cert.display(), key.display());
+    let node = Node::start_with(NodeOptions { config, ..NodeOptions::default() }).await?;
+    node.import("busybox").await?;
+    let script = "mkdir /w; echo page > /w/index.html; httpd -p 8080 -h /w; exec cat";
+    node.apply(&pod_with("s", script, "      stdin: true\n", "")).await?;
+    node.wait_ready("s").await?;
+    for websockets in ["true", "false"] {
+        let mut kubectl = node.kubectl_command(&["exec", "-i", "s", "--", "wc", "-c"]);
+        kubectl.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets);
+        let out = run(kubectl, Some(&vec![b'x'; 300_000])).await?.ok()?;
+        ensure!(out.trim() == "300000", "websockets={websockets}: {out:?}");
+    }
+    let mut forward = Running::start(node.kubectl_command(&["port-forward", "pod/s", "18084:8080"]))?;
+    forward.line_with("Forwarding from").await?;
+    ensure!(node.curl(&["http://127.0.0.1:18084/"]).await? == "page\n");
+    drop(forward);
+    let container = node.crictl(&["ps", "-q"]).await?.ok()?.trim().to_owned();
+    let ca = cert.display().to_string();
+    let key = key.display().to_string();
+    // It won't check a server without being given a certificate of its own; ours doesn't ask for that.
+    let tls = ["exec", "--tls-ca", &ca, "--tls-cert", &ca, "--tls-key", &key, "--tls-server-name"];
+    let crictl =
+        async |name: &str| node.crictl(&[&tls[..], &[name, &container, "echo", "hi"]].concat()).await;
+    let out = crictl("node.example").await?.ok()?;
+    ensure!(out == "hi\n", "{out:?}");
+    let said = crictl("other.example").await?;
+    ensure!(said.code != 0 && said.stderr.contains("certificate"), "{said:?}");
+    // A checkpoint by the kubelet's API: made, or refused by CRIU or for want of it; the pod goes on.
+    let proxy = format!("/api/v1/nodes/{}/proxy/checkpoint/default", node_name(&node).await?);
+    let nothing = node.root.join("nothing");
+    std::fs::write(&nothing, "")?;
+    let nothing = nothing.display().to_string();
+    let post = async |path: &str| {
+        node.kubectl(&["create", "--raw", &format!("{proxy}/{path}"), "-f", &nothing]).await
+    };
+    let ran = post("s/main?timeout=60").await?;
+    if ran.code == 0 {
+        let file = ran.json()?["items"][0].as_str().unwrap_or_default().to_owned();
+        ensure!(file.contains("/checkpoints/checkpoint-s_default-main-"), "{file}");
+        ensure!(std::fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600, "{file}");
+    } else {
+        println!("skipped: no checkpoint can be made here: {}", ran.stderr.trim());
+        ensure!(ran.stderr.contains("CRIU"), "{ran:?}");
+    }
+    for path in ["s/other", "none/main"] {
+        let said = post(path).await?.err()?;
+        ensure!(said.contains("not found"), "{path}: {said}");
+    }
+    let out = node.kubectl(&["exec", "s", "--", "echo", "still"]).await?.ok()?;
+    ensure!(out == "still\n", "{out:?}");
     node.kubectl(&["delete", "pod", "s", "--grace-period=1"]).await?.ok()?;
     node.end().await
 }

@@ -1,6 +1,7 @@
 //! What only a kernel of one's own shows: limits on full cgroup v2, and machines that go down.
 
 mod apparmor;
+mod checkpoint;
 mod limits;
 mod machines;
 mod resize;
@@ -17,5 +18,6 @@ fn main() -> ExitCode {
         survival::CASES,
         apparmor::CASES,
         machines::CASES,
+        checkpoint::CASES,
     ])
 }

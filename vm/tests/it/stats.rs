@@ -56,6 +56,9 @@ async fn stats_agree_with_the_kernels_files(lab: &Lab) -> anyhow::Result<()> {
         let files = keyed(&read("memory.stat").await?);
         let current = node.guest.number_in(&cgroup, "memory.current").await?;
         let swapped = node.guest.number_in(&cgroup, "memory.swap.current").await?;
+        let limit = node.guest.number_in(&cgroup, "memory.swap.max").await?;
+        // The guest has more swap than this container's limit.
+        let left = limit - swapped;
         let time = keyed(&read("cpu.stat").await?)["usage_usec"] * 1000;
         let working = current - files["inactive_file"];
         let pairs = [
@@ -66,6 +69,11 @@ async fn stats_agree_with_the_kernels_files(lab: &Lab) -> anyhow::Result<()> {
             ("rss_bytes", number(&used.rss_bytes), files["anon"]),
             ("page_faults", number(&used.page_faults), files["pgfault"]),
             ("major_page_faults", number(&used.major_page_faults), files["pgmajfault"]),
+            (
+                "swap_available_bytes",
+                stats.swap.map_or(u64::MAX, |swap| number(&swap.swap_available_bytes)),
+                left,
+            ),
             ("swap_usage_bytes", stats.swap.map_or(u64::MAX, |swap| number(&swap.swap_usage_bytes)), swapped),
         ];
         for (name, told, file) in pairs {

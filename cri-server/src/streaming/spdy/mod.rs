@@ -135,6 +135,7 @@ impl Connection {
 
     /// Sends what waits, closes our side, and waits a little for the client to close its own.
     pub async fn close(mut self) {
+        // A client that is gone, or that doesn't close in time, has had its chance.
         let _ = self.shared.out.send(Outgoing::End).await;
         let gone = self.shared.gone.clone();
         let lingered = tokio::time::timeout(LINGER, async {
@@ -143,6 +144,7 @@ impl Connection {
         });
         let _ = lingered.await;
         gone.cancel();
+        // How it ended was logged by itself.
         let _ = (&mut self.writer).await;
     }
 }
@@ -243,6 +245,7 @@ async fn read_frames(
                     // Every block is read, or the state of the compression would be lost.
                     let headers = expander.read(&block)?;
                     if id % 2 == 0 || id <= last_id {
+                        // Answers to a client that is gone are nobody's loss; the next read tells.
                         let _ = shared.send(Frame::Reset { id, status: frame::PROTOCOL_ERROR }).await;
                         continue;
                     }
@@ -305,6 +308,7 @@ async fn open_stream(
     headers: Headers,
 ) {
     if shared.open.lock().len() >= MAX_STREAMS {
+        // As all answers here: a client that is gone needs none.
         let _ = shared.send(Frame::Reset { id, status: frame::REFUSED_STREAM }).await;
         return;
     }
@@ -322,6 +326,7 @@ async fn open_stream(
     );
     let sink =
         StreamSink { id, shared: shared.clone(), window, reset: reset.clone(), finished: unidirectional };
+    // A client that is gone needs no reply; a user that is done takes no more streams.
     let _ = shared.out.send(Outgoing::Reply { id }).await;
     let _ = opened.send(Stream { id, headers, source, sink, reset }).await;
 }
@@ -349,6 +354,7 @@ async fn control(shared: &Arc<Shared>, frame: Frame) {
         }
         // Even numbers would be answers to pings of ours, which we do not send.
         Frame::Ping(number) if number % 2 == 1 => {
+            // Here and below: a client that is gone needs no answer.
             let _ = shared.send(Frame::Ping(number)).await;
         }
         Frame::WindowUpdate { id, delta } => {
@@ -367,6 +373,7 @@ async fn control(shared: &Arc<Shared>, frame: Frame) {
                     let value = i64::from(value & 0x7fff_ffff);
                     let change = value - std::mem::replace(&mut *shared.initial_window.lock(), value);
                     for entry in shared.open.lock().values() {
+                        // A window that would overflow stays as it was: less is sent, never more.
                         let _ = entry.window.open(change);
                     }
                 }
@@ -390,6 +397,7 @@ impl StreamSink {
     /// Breaks the stream off.
     pub async fn cancel(mut self) {
         self.finished = true;
+        // A client that is gone needs no word.
         let _ = self.shared.send(Frame::Reset { id: self.id, status: frame::CANCEL }).await;
         self.shared.open.lock().remove(&self.id);
     }
@@ -433,6 +441,7 @@ impl Drop for StreamSink {
     fn drop(&mut self) {
         if !self.finished {
             let reset = Frame::Reset { id: self.id, status: frame::CANCEL };
+            // A queue that is full or closed: the connection's end tells as much.
             let _ = self.shared.out.try_send(Outgoing::Plain(reset));
             self.shared.open.lock().remove(&self.id);
         }

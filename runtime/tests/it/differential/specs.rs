@@ -74,11 +74,7 @@ fn limit(spec: &mut ContainerSpec, name: &str, soft: u64, hard: u64) {
 }
 
 fn device(spec: &mut ContainerSpec, host: &str, inside: &str, permissions: &str) {
-    spec.devices.push(Device {
-        host_path: host.into(),
-        container_path: inside.into(),
-        permissions: permissions.into(),
-    });
+    spec.devices.push(Device::new(host, inside, permissions));
 }
 
 fn paths(list: &[&str]) -> Option<Vec<String>> {
