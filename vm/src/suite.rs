@@ -174,7 +174,8 @@ impl Lab {
         let target = place::results().join(name.replace("::", "-"));
         for guest in self.guests().await {
             let logs = [
-                "/nodes/*/daemon.log",
+                "/nodes/*/*.log",
+                "/nodes/*/critest.json",
                 "/nodes/*/etc/config.yaml",
                 "/nodes/*/run/orlop",
                 "/nodes/*/log",

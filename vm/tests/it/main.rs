@@ -1,11 +1,14 @@
 //! What only a kernel of one's own shows: limits on full cgroup v2, and machines that go down.
 
 mod apparmor;
+mod critest;
 mod limits;
 mod machines;
+mod power;
 mod resize;
 mod stats;
 mod survival;
+mod users;
 
 use std::process::ExitCode;
 
@@ -16,6 +19,9 @@ fn main() -> ExitCode {
         stats::CASES,
         survival::CASES,
         apparmor::CASES,
+        users::CASES,
+        critest::CASES,
         machines::CASES,
+        power::CASES,
     ])
 }
