@@ -18,6 +18,9 @@ use crate::qemu::Backing;
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 /// Of the log and of the disk, in bytes.
 const SECTOR: u64 = 512;
+/// What a disk writes as a whole, in bytes. (Journals of file systems count on it: a disk that tears a block of theirs
+/// can't be mounted.)
+const BLOCK: u64 = 4096;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
@@ -93,10 +96,10 @@ impl Disk {
                     outcome.kept += 1;
                     write.bytes
                 }
-                // A disk writes whole sectors; the first half of them was done.
+                // The first half was done.
                 Fate::Torn => {
                     outcome.torn += 1;
-                    write.bytes / SECTOR / 2 * SECTOR
+                    write.bytes / BLOCK / 2 * BLOCK
                 }
                 Fate::Lost => {
                     outcome.lost += 1;

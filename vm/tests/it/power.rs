@@ -5,10 +5,10 @@
 //! lost or torn.
 
 use std::cell::Cell;
-use std::pin::pin;
+use std::future::Future;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use cri_api::v1::*;
 use cri_api::{Cri, GrpcClient};
 use vm::outage::{Disk, Outcome};
@@ -76,24 +76,29 @@ fn image() -> Option<ImageSpec> {
     Some(ImageSpec { image: PULLED.into(), ..Default::default() })
 }
 
-/// Pulls and removes for ever.
-async fn pulls(cri: &GrpcClient, pulled: &Cell<u64>) -> anyhow::Result<()> {
-    loop {
-        let request = PullImageRequest { image: image(), ..Default::default() };
-        cri.pull_image(request).await.context("PullImage")?;
-        pulled.set(pulled.get() + 1);
-        cri.remove_image(RemoveImageRequest { image: image() }).await.context("RemoveImage")?;
-    }
+/// Pulls the image and removes it.
+async fn pull(cri: &GrpcClient, pulled: &Cell<u64>) -> anyhow::Result<()> {
+    let request = PullImageRequest { image: image(), ..Default::default() };
+    cri.pull_image(request).await.context("PullImage")?;
+    pulled.set(pulled.get() + 1);
+    cri.remove_image(RemoveImageRequest { image: image() }).await.context("RemoveImage").map(|_| ())
 }
 
-/// Rolls the deployment out for ever; `acknowledged` is the last number that the apiserver said yes to.
-async fn rollouts(node: &Node, acknowledged: &Cell<u64>) -> anyhow::Result<()> {
+/// Rolls the deployment out; `acknowledged` is the last number that the apiserver said yes to.
+async fn roll_out(node: &Node, acknowledged: &Cell<u64>) -> anyhow::Result<()> {
+    let number = acknowledged.get() + 1;
+    node.guest.write("/run/deployment.yaml", deployment(number).as_bytes()).await?;
+    node.orlop("apply -f /run/deployment.yaml").await?.ok()?;
+    acknowledged.set(number);
+    rolled_out(node, number).await
+}
+
+/// Does something again and again; returns only when it fails.
+async fn forever<F: Future<Output = anyhow::Result<()>>>(mut what: impl FnMut() -> F) -> anyhow::Error {
     loop {
-        let number = acknowledged.get() + 1;
-        node.guest.write("/run/deployment.yaml", deployment(number).as_bytes()).await?;
-        node.orlop("apply -f /run/deployment.yaml").await?.ok()?;
-        acknowledged.set(number);
-        rolled_out(node, number).await?;
+        if let Err(err) = what().await {
+            return err;
+        }
     }
 }
 
@@ -167,6 +172,7 @@ async fn a_power_cut_leaves_a_node_that_comes_up(lab: &Lab) -> anyhow::Result<()
     let config = "registryConfigDir: /share/critest/certs.d\n";
     let node = Node::start_as(&guest, ROOT, "server", config).await?;
     let (acknowledged, pulled) = (Cell::new(0), Cell::new(0));
+    let cycle = cycle(&node, &acknowledged, &pulled).await?;
     let mut total = Outcome::default();
     for number in 1..=rounds {
         let begin = Instant::now();
@@ -174,7 +180,7 @@ async fn a_power_cut_leaves_a_node_that_comes_up(lab: &Lab) -> anyhow::Result<()
         round.check(acknowledged.get()).await.with_context(|| format!("before round {number}"))?;
         let ready = begin.elapsed();
         // Later and later, so that every step of a pull and of a start has its turn.
-        let late = Duration::from_millis(300 + number * 397 % 4000);
+        let late = cycle * (50 + u32::try_from(number)? * 397 % 1000) / 1000;
         under_way(&node, late, &acknowledged, &pulled).await.with_context(|| format!("in round {number}"))?;
         let mut outcome = round.cut(number * 2).await?;
         if number % 4 == 0 {
@@ -204,6 +210,18 @@ async fn a_power_cut_leaves_a_node_that_comes_up(lab: &Lab) -> anyhow::Result<()
     node.stop().await
 }
 
+/// How long a pull and a rollout take here, both at the same time.
+async fn cycle(node: &Node, acknowledged: &Cell<u64>, pulled: &Cell<u64>) -> anyhow::Result<Duration> {
+    node.wait_ready().await?;
+    let cri = node.cri().await?;
+    let begin = Instant::now();
+    tokio::try_join!(pull(&cri, pulled), roll_out(node, acknowledged))?;
+    let took = begin.elapsed();
+    println!("  a pull and a rollout take {:.1} s", took.as_secs_f64());
+    // On a machine that has other work, too, fifty rounds have to end.
+    Ok(took.min(Duration::from_secs(20)))
+}
+
 /// Pulls and starts for a while.
 async fn under_way(
     node: &Node,
@@ -212,10 +230,11 @@ async fn under_way(
     pulled: &Cell<u64>,
 ) -> anyhow::Result<()> {
     let cri = node.cri().await?;
-    let (mut pulling, mut rolling) = (pin!(pulls(&cri, pulled)), pin!(rollouts(node, acknowledged)));
+    let pulling = forever(|| pull(&cri, pulled));
+    let rolling = forever(|| roll_out(node, acknowledged));
     tokio::select! {
         () = tokio::time::sleep(late) => Ok(()),
-        failed = &mut pulling => bail!("pulls ended before the power was cut: {:?}", failed.err()),
-        failed = &mut rolling => bail!("rollouts ended before the power was cut: {:?}", failed.err()),
+        failed = pulling => Err(failed),
+        failed = rolling => Err(failed),
     }
 }
