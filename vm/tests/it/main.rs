@@ -13,15 +13,7 @@ mod users;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vm::suite::main(&[
-        limits::CASES,
-        resize::CASES,
-        stats::CASES,
-        survival::CASES,
-        apparmor::CASES,
-        users::CASES,
-        critest::CASES,
-        machines::CASES,
-        power::CASES,
-    ])
+    let shared =
+        &[limits::CASES, resize::CASES, stats::CASES, survival::CASES, apparmor::CASES, users::CASES];
+    vm::suite::main(&[shared, &[critest::CASES, machines::CASES, power::CASES]])
 }
