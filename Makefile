@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/out/bin:$(HOME)/.cargo/bin:$(PATH)
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help setup-run setup-test setup-lint build libcontainer run test unit scenarios vm-tests vm images clients bench critest critest-bench lint stop clean
+.PHONY: help setup-run setup-test setup-lint build libcontainer run test unit scenarios vm-tests vm-power vm images clients bench critest critest-bench lint stop clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,8 +22,11 @@ unit: setup-test ## Pure, contract and host tests only
 scenarios: setup-test ## Only the tests that drive the built binary
 	@scripts/test.sh scenarios
 
-vm-tests: setup-test ## Only the tests in virtual machines: full cgroup v2, reboots, power cuts
+vm-tests: setup-test ## Only the tests in virtual machines: full cgroup v2, critest, reboots, power cuts
 	@scripts/test.sh vm
+
+vm-power: setup-test ## Cut the power of a virtual machine fifty times, during pulls and starts of pods
+	@scripts/test.sh vm-power
 
 vm: setup-test images clients ## Open a shell in a virtual machine with a running node (debug build)
 	@cargo build --package orlop --package vm

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests: first the crates' own, then the scenarios against the built binary. Those in virtual machines take
-# longer and are run when they are asked for.
-# Usage: test.sh [unit|scenarios|critest|vm]
+# Runs the tests: first the crates' own, then the scenarios against the built binary, then those in virtual machines.
+# Usage: test.sh [unit|scenarios|critest|vm|vm-power]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +11,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 # wanted PART: whether this part was asked for.
-wanted() { [ "$what" = "$1" ] || { [ "$what" = all ] && [ "$1" != vm ]; }; }
+wanted() { [ "$what" = "$1" ] || [ "$what" = all ]; }
 
 export RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0
 export ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" ORLOP_TEST_IMAGES="$PWD/out/images"
@@ -27,7 +26,7 @@ if wanted unit; then
   cargo test --workspace --exclude tests --exclude vm --no-fail-fast --quiet
   echo "test: the crates' own tests took $((($(date +%s) - start))) s"
 fi
-if wanted scenarios || wanted critest || wanted vm; then
+if [ "$what" != unit ]; then
   scripts/clients.sh out/bin
   tests/images/build.sh out/images
   tests/critest/build.sh out/critest out/images/cache
@@ -45,7 +44,11 @@ if [ "$what" = critest ]; then
 fi
 if wanted vm; then
   begin=$(date +%s)
-  cargo test --package vm
+  cargo test --package vm -- --nocapture
   echo "test: the tests in virtual machines took $((($(date +%s) - begin))) s"
+fi
+if [ "$what" = vm-power ]; then
+  # The rest has some rounds of it, too.
+  ORLOP_VM_POWER_ROUNDS=${ORLOP_VM_POWER_ROUNDS:-50} cargo test --package vm --test it -- power
 fi
 echo "test: all of it took $((($(date +%s) - start) / 60)) min $((($(date +%s) - start) % 60)) s"

@@ -11,10 +11,8 @@ cache=$(realpath -m "${3:?name a directory for what is downloaded}")
 mkdir -p "$out" "$cache"
 cd "$out"
 
-packages=systemd-sysv,udev,dbus,kmod,iproute2,iputils-ping,nftables,procps,openssh-server,ca-certificates
-packages+=,busybox-static,curl,socat,strace,jq,apparmor,runc
-# Not every release has these.
-for package in crun criu docker-registry; do
+packages=$(sed '/^[#?]/d' "$here/packages" | paste -sd,)
+for package in $(sed -n 's/^? *//p' "$here/packages"); do
   [ -z "$(apt-cache madison "$package")" ] || packages+=,$package
 done
 
@@ -51,13 +49,14 @@ printf 'export PATH=/share/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 printf '%s\n' overlay bridge veth nf_tables nft_chain_nat br_netfilter > tree/etc/modules-load.d/vm.conf
 printf '[Match]\nMACAddress=52:54:00:00:02:15\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n' > tree/etc/systemd/network/vm.network
 printf '[Unit]\nDescription=Disks and addresses of this guest\nBefore=ssh.service\n[Service]\nType=oneshot\nExecStart=/sbin/vm-setup\n[Install]\nWantedBy=multi-user.target\n' > tree/etc/systemd/system/vm-setup.service
+printf '[Unit]\nDescription=Tells the serial console that commands can run\nAfter=ssh.service vm-setup.service\n[Service]\nType=oneshot\nStandardOutput=tty\nTTYPath=/dev/ttyS0\nExecStart=/bin/echo "guest: ready"\n[Install]\nWantedBy=multi-user.target\n' > tree/etc/systemd/system/vm-ready.service
 mkdir -p tree/share tree/data tree/cores
 for unit in systemd-networkd-wait-online systemd-timesyncd docker-registry apt-daily.timer apt-daily-upgrade.timer \
   fstrim.timer e2scrub_all.timer e2scrub_reap dpkg-db-backup.timer systemd-pstore; do
   case $unit in *.*) ;; *) unit=$unit.service ;; esac
   ln -sf /dev/null "tree/etc/systemd/system/$unit"
 done
-systemctl --root tree --quiet enable systemd-networkd.service ssh.service vm-setup.service
+systemctl --root tree --quiet enable systemd-networkd.service ssh.service vm-setup.service vm-ready.service
 
 echo "vm: making the initramfs"
 mkdir -p initramfs/{bin,dev,proc,sys,new,modules}

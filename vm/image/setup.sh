@@ -15,7 +15,8 @@ echo '/cores/core.%e.%p' > /proc/sys/kernel/core_pattern
 share=$(device share) && mount -o ro "$share" /share
 swap=$(device swap) && mkswap "$swap" > /dev/null && swapon "$swap"
 if data=$(device data); then
-  blkid "$data" > /dev/null || mke2fs -q -t ext4 -L data "$data"
+  # By its path, as the shell has a tool of this name in it that makes another file system.
+  blkid "$data" > /dev/null || /sbin/mke2fs -q -t ext4 -L data "$data"
   mount -o noatime "$data" /data
 fi
 for word in $(cat /proc/cmdline); do

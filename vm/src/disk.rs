@@ -16,7 +16,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// The binary under test, the test images, and crictl when there is one.
+    /// The binary under test, the test images, and when there are such: crictl, kubectl, and critest with its images.
     ///
     /// # Errors
     /// The binary or the images are not built.
@@ -32,9 +32,14 @@ impl Share {
         }
         ensure!(share.files.len() > 1, "no test images: tests/images/build.sh out/images");
         let path = std::env::var_os("PATH").unwrap_or_default();
-        if let Some(crictl) = std::env::split_paths(&path).map(|dir| dir.join("crictl")).find(|p| p.exists())
-        {
-            share = share.file(&crictl, "bin/crictl");
+        for client in ["crictl", "kubectl"] {
+            let found = std::env::split_paths(&path).map(|dir| dir.join(client)).find(|p| p.exists());
+            if let Some(found) = found {
+                share = share.file(&found, &format!("bin/{client}"));
+            }
+        }
+        if place::critest().join("stamp").exists() {
+            share = share.file(&place::critest(), "critest");
         }
         // A wish of the caller's: files and directories to put beside them, `HOST=NAME` with colons between.
         for pair in std::env::var("ORLOP_VM_SHARE").unwrap_or_default().split(':').filter(|p| !p.is_empty()) {

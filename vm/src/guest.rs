@@ -21,10 +21,13 @@ use crate::qemu::{Backing, Cache, Drive, Lan, Machine, mortal};
 use crate::ssh::{Connection, Ran, Ssh};
 use crate::{place, qmp};
 
-/// How long a guest may take to boot; with systemd and an emulated processor it is half a minute.
-const BOOT: Duration = Duration::from_secs(240);
+/// How long a guest may take to boot; with systemd and an emulated processor it is half a minute, on a machine that
+/// has much other work several.
+const BOOT: Duration = Duration::from_secs(480);
+/// What a guest prints on its console when sshd listens.
+const READY: &str = "guest: ready";
 /// How long a command in a guest may take, unless said otherwise.
-const COMMAND: Duration = Duration::from_secs(120);
+const COMMAND: Duration = Duration::from_secs(240);
 
 /// The guest's first process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +169,7 @@ impl Guest {
     /// Runs a bash script as root; any exit code will do. `/share/bin` is in the path.
     ///
     /// # Errors
-    /// The guest does not answer, or not within two minutes.
+    /// The guest does not answer, or not within four minutes.
     pub async fn run(&self, script: &str) -> anyhow::Result<Ran> {
         self.ssh.run(script, &[], COMMAND).await
     }
@@ -259,7 +262,7 @@ impl Guest {
     /// # Errors
     /// It does not come up again.
     pub async fn reboot(&self) -> anyhow::Result<()> {
-        let before = self.boot_id().await?;
+        let (before, boots) = (self.boot_id().await?, self.boots());
         let word = match self.options.init {
             Init::Plain => "kill -TERM 1",
             Init::Systemd => "systemctl reboot",
@@ -268,15 +271,10 @@ impl Guest {
         self.run(&format!("({word}) >/dev/null 2>&1 &")).await.ok();
         let mut running = self.running.lock().await;
         let (qemu, old) = running.take().context("the guest is off")?;
+        let connection = self.connect(boots + 1).await?;
         drop(old);
-        // The old sshd still answers for a moment, or breaks off.
-        let again = crate::eventually_within("the reboot", BOOT, || async {
-            let connection = self.connect().await?;
-            ensure!(self.boot_id().await? != before, "it is still the old boot");
-            Ok(connection)
-        });
-        let connection = again.await.with_context(|| self.console_end())?;
         *running = Some((qemu, connection));
+        ensure!(self.boot_id().await? != before, "it is still the old boot");
         Ok(())
     }
 
@@ -307,9 +305,11 @@ impl Guest {
         command.args(self.machine.arguments(&self.image)).stdin(Stdio::null()).stdout(Stdio::null());
         let said = self.dir.join("qemu.log");
         command.stderr(std::fs::File::create(&said).context("make QEMU's log")?);
+        // What the last boot said must not be read as this one's; the first has none.
+        std::fs::remove_file(&self.machine.console).ok();
         let mut qemu = command.spawn().context("start QEMU")?;
         let connection = tokio::select! {
-            connection = self.connect() => connection?,
+            connection = self.connect(1) => connection?,
             status = qemu.wait() => {
                 let said = std::fs::read_to_string(&said).unwrap_or_default();
                 anyhow::bail!("QEMU ended: {}: {}; {}", status.context("wait for QEMU")?, said.trim(), self.console_end());
@@ -378,13 +378,28 @@ impl Guest {
         Ok(())
     }
 
-    async fn connect(&self) -> anyhow::Result<Connection> {
+    /// Waits until the guest has said `boots` times since QEMU started that it is ready, then connects.
+    async fn connect(&self, boots: usize) -> anyhow::Result<Connection> {
+        let ready = crate::eventually_within("the guest to boot", BOOT, || async {
+            ensure!(self.boots() >= boots, "it is not ready");
+            Ok(())
+        });
+        ready.await.with_context(|| self.console_end())?;
         self.ssh.connect(BOOT).await.with_context(|| self.console_end())
     }
 
+    /// How often it has become ready since QEMU started.
+    fn boots(&self) -> usize {
+        self.console().matches(READY).count()
+    }
+
+    /// All that it said on its serial console; nothing before QEMU made the file.
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.machine.console).unwrap_or_default()).into_owned()
+    }
+
     fn console_end(&self) -> String {
-        let text = std::fs::read(&self.machine.console).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.console();
         let lines: Vec<_> = text.lines().collect();
         format!("the console of {}:\n{}", self.name(), lines[lines.len().saturating_sub(20)..].join("\n"))
     }

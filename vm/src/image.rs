@@ -18,6 +18,7 @@ const INPUTS: &[(&str, &str)] = &[
     ("build.sh", include_str!("../image/build.sh")),
     ("init.sh", include_str!("../image/init.sh")),
     ("setup.sh", include_str!("../image/setup.sh")),
+    ("packages", include_str!("../image/packages")),
 ];
 
 /// A complete image.
@@ -27,7 +28,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image of these scripts; it is built when it is not there (about a minute and a half).
+    /// The image of these scripts; it is built when it is not there (about a minute).
     ///
     /// # Errors
     /// The build failed; what it said went to standard error.

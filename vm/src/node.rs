@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use cri_api::GrpcClient;
+use cri_api::v1::*;
+use cri_api::{Cri, GrpcClient};
 use tokio::sync::Mutex;
 
 use crate::Guest;
@@ -67,7 +68,7 @@ impl Node {
         let (root, role) = (&self.root, &self.role);
         let script = format!(
             "setsid orlop --root {root} --log info,orlop=debug {role} < /dev/null >> {root}/daemon.log 2>&1 & echo $!; \
-             for ((n = 0; n < 600; n++)); do \
+             for ((n = 0; n < 1000; n++)); do \
                kill -0 $! || break; \
                socat -u OPEN:/dev/null UNIX-CONNECT:{root}/run/cri.sock 2>/dev/null && exit 0; \
                sleep 0.1; \
@@ -78,6 +79,37 @@ impl Node {
         let socket = self.guest.forward(&format!("{root}/run/cri.sock")).await?;
         *self.cri.lock().await = Some(GrpcClient::connect(socket).await?);
         Ok(())
+    }
+
+    /// Waits until the node of an `orlop server` is Ready.
+    ///
+    /// # Errors
+    /// It is not, after three minutes.
+    pub async fn wait_ready(&self) -> anyhow::Result<()> {
+        let script = format!("orlop --root {} --log warn status --wait-ready --timeout 180", self.root);
+        let ran = self.guest.ok_within(Duration::from_secs(200), &script).await;
+        ran.map(|_| ()).context("wait until the node is Ready")
+    }
+
+    /// The ready pods that have the label `app=APP`, each with a container that runs.
+    ///
+    /// # Errors
+    /// The runtime's words.
+    pub async fn running(&self, app: &str) -> anyhow::Result<Vec<(PodSandbox, Container)>> {
+        let cri = self.cri().await?;
+        let ready = PodSandboxStateValue { state: PodSandboxState::SandboxReady.into() };
+        let filter = PodSandboxFilter {
+            state: Some(ready),
+            label_selector: [("app".to_owned(), app.to_owned())].into(),
+            ..Default::default()
+        };
+        let pods = cri.list_pod_sandbox(ListPodSandboxRequest { filter: Some(filter) }).await?.items;
+        let running = ContainerStateValue { state: ContainerState::ContainerRunning.into() };
+        let filter = ContainerFilter { state: Some(running), ..Default::default() };
+        let containers =
+            cri.list_containers(ListContainersRequest { filter: Some(filter) }).await?.containers;
+        let pod = |container: &Container| pods.iter().find(|pod| pod.id == container.pod_sandbox_id).cloned();
+        Ok(containers.into_iter().filter_map(|container| Some((pod(&container)?, container))).collect())
     }
 
     /// The node's CRI.
@@ -117,7 +149,7 @@ impl Node {
     pub async fn kill(&self, pids: &[u32]) -> anyhow::Result<()> {
         let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
         let script = format!(
-            "kill -KILL {list}; for p in {list}; do for ((n = 0; n < 200; n++)); do \
+            "kill -KILL {list}; for p in {list}; do for ((n = 0; n < 1000; n++)); do \
              case $(cut -d' ' -f3 /proc/$p/stat 2>/dev/null) in Z|'') continue 2 ;; esac; sleep 0.05; done; exit 1; done"
         );
         self.guest.ok(&script).await.map(|_| ())
@@ -126,11 +158,11 @@ impl Node {
     /// Asks the daemon to end and waits for it.
     ///
     /// # Errors
-    /// It does not end within 30 s.
+    /// It does not end within two minutes.
     pub async fn terminate(&self) -> anyhow::Result<()> {
         let pid = self.daemon.lock().await.take().context("the daemon does not run")?;
         let script = format!(
-            "kill -TERM {pid}; for ((n = 0; n < 300; n++)); do kill -0 {pid} || exit 0; sleep 0.1; done; exit 1"
+            "kill -TERM {pid}; for ((n = 0; n < 1000; n++)); do kill -0 {pid} || exit 0; sleep 0.1; done; exit 1"
         );
         self.guest.ok(&script).await.map(|_| ()).context("end the daemon")
     }

@@ -15,9 +15,12 @@ use crate::disk;
 use crate::qemu::Backing;
 
 /// The log's first eight bytes.
-const MAGIC: u64 = 0x6a73_6677_7368_7265;
+const MAGIC: u64 = 0x006a_7366_7773_6872;
 /// Of the log and of the disk, in bytes.
 const SECTOR: u64 = 512;
+/// What a disk writes as a whole, in bytes. (Journals of file systems count on it: a disk that tears a block of theirs
+/// can't be mounted.)
+const BLOCK: u64 = 4096;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
@@ -41,6 +44,18 @@ pub struct Outcome {
     pub torn: usize,
     /// Later writes that were lost.
     pub lost: usize,
+}
+
+impl Outcome {
+    /// The sum of two.
+    pub fn and(self, other: Outcome) -> Outcome {
+        Outcome {
+            flushed: self.flushed + other.flushed,
+            kept: self.kept + other.kept,
+            torn: self.torn + other.torn,
+            lost: self.lost + other.lost,
+        }
+    }
 }
 
 impl Disk {
@@ -81,10 +96,10 @@ impl Disk {
                     outcome.kept += 1;
                     write.bytes
                 }
-                // A disk writes whole sectors; the first half of them was done.
+                // The first half was done.
                 Fate::Torn => {
                     outcome.torn += 1;
-                    write.bytes / SECTOR / 2 * SECTOR
+                    write.bytes / BLOCK / 2 * BLOCK
                 }
                 Fate::Lost => {
                     outcome.lost += 1;
@@ -92,9 +107,7 @@ impl Disk {
                 }
             };
             let mut data = vec![0; usize::try_from(bytes).context("a write is too large")?];
-            if !write.discard {
-                log.read_exact_at(&mut data, write.data).context("read the log of writes")?;
-            }
+            log.read_exact_at(&mut data, write.data).context("read the log of writes")?;
             base.write_all_at(&data, write.offset).context("write to the disk")?;
         }
         base.sync_all().context("sync the disk")?;
@@ -119,7 +132,6 @@ struct Entry {
     bytes: u64,
     /// Where in the log its content is.
     data: u64,
-    discard: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +171,9 @@ fn entries(log: &File) -> anyhow::Result<Vec<Entry>> {
         if at > length {
             break;
         }
-        found.push(Entry { flags, offset: sector * SECTOR, bytes, data, discard });
+        // What was discarded may stay as it was.
+        let bytes = if discard { 0 } else { bytes };
+        found.push(Entry { flags, offset: sector * SECTOR, bytes, data });
     }
     Ok(found)
 }

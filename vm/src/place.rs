@@ -33,6 +33,11 @@ pub fn images() -> PathBuf {
     std::env::var_os("ORLOP_TEST_IMAGES").map_or_else(|| workspace().join("out/images"), PathBuf::from)
 }
 
+/// The directory of critest and its images: `ORLOP_TEST_CRITEST`, or `out/critest` in the workspace.
+pub fn critest() -> PathBuf {
+    std::env::var_os("ORLOP_TEST_CRITEST").map_or_else(|| workspace().join("out/critest"), PathBuf::from)
+}
+
 /// A directory for this process's guests, on the disk (not in a tmpfs). What processes left that have ended
 /// is removed on the way.
 ///

@@ -151,8 +151,11 @@ impl Line {
                 self.path("-drive", "file=", path, &rest);
             }
             Backing::Logged { path, log } => {
-                self.path("-blockdev", &format!("driver=file,node-name={serial}-log,filename="), log, "");
-                self.path("-blockdev", &format!("driver=file,node-name={serial}-file,filename="), path, "");
+                // Flushes are recorded; this machine's own disk need not wait for them.
+                let file =
+                    |part| format!("driver=file,cache.no-flush=on,node-name={serial}-{part},filename=");
+                self.path("-blockdev", &file("log"), log, "");
+                self.path("-blockdev", &file("file"), path, "");
                 let data = format!("driver=qcow2,node-name={serial}-data,file={serial}-file");
                 self.words(&["-blockdev", &data]);
                 let logged = format!(

@@ -63,7 +63,7 @@ impl Ssh {
         })
     }
 
-    /// Waits until the guest's sshd answers, then connects. Gives up when `patience` is over.
+    /// Connects to the guest's sshd, which listens. Gives up when `patience` is over.
     ///
     /// # Errors
     /// Nobody answers, or not to this key.
@@ -187,7 +187,8 @@ impl Ssh {
     }
 }
 
-/// Whether an sshd answers; QEMU accepts connections long before there is one.
+/// Whether an sshd answers. QEMU accepts connections long before there is one; and each needs a process in the guest,
+/// so they are few.
 async fn banner(port: u16) -> anyhow::Result<()> {
     let look = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
@@ -195,7 +196,7 @@ async fn banner(port: u16) -> anyhow::Result<()> {
         stream.read_exact(&mut start).await?;
         anyhow::Ok(start)
     };
-    let start = tokio::time::timeout(Duration::from_secs(2), look).await.context("sshd is silent")??;
+    let start = tokio::time::timeout(Duration::from_secs(60), look).await.context("sshd is silent")??;
     ensure!(&start == b"SSH-", "not an sshd");
     Ok(())
 }

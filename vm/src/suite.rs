@@ -53,16 +53,14 @@ pub struct Lab {
 }
 
 impl Lab {
-    fn new() -> anyhow::Result<Lab> {
-        let share = place::run_directory()?.join("share");
-        Share::usual()?.make(&share)?;
-        Ok(Lab {
+    fn new(share: PathBuf) -> Lab {
+        Lab {
             share,
             plain: Mutex::new(None),
             systemd: Mutex::new(None),
             node: Mutex::new(None),
             guests: Mutex::new(Vec::new()),
-        })
+        }
     }
 
     /// The guest with the plain init, shared by the tests. They run one after another.
@@ -174,7 +172,8 @@ impl Lab {
         let target = place::results().join(name.replace("::", "-"));
         for guest in self.guests().await {
             let logs = [
-                "/nodes/*/daemon.log",
+                "/nodes/*/*.log",
+                "/nodes/*/critest.json",
                 "/nodes/*/etc/config.yaml",
                 "/nodes/*/run/orlop",
                 "/nodes/*/log",
@@ -186,28 +185,30 @@ impl Lab {
     }
 }
 
-/// The main function of a test binary: runs the cases whose names contain one of the words on the command line.
-/// `--list` prints their names.
-pub fn main(cases: &[&'static [Case]]) -> ExitCode {
+/// The main function of a test binary. Each lane is a list of modules' cases that run one after another on guests of
+/// the lane's own; lanes run at the same time, as most tests wait most of the time. Only cases whose names contain one
+/// of the words on the command line are run. `--list` prints their names.
+pub fn main(lanes: &[&[&'static [Case]]]) -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let list = words.iter().any(|word| word == "--list");
     // What cargo passes to every test binary means nothing here.
     let words: Vec<_> = words.into_iter().filter(|word| !word.starts_with('-')).collect();
-    let wanted: Vec<_> = cases
-        .iter()
-        .flat_map(|cases| cases.iter())
-        .filter(|case| words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str())))
-        .collect();
+    let wanted =
+        |case: &&Case| words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str()));
+    let wanted = |lane: &&[&'static [Case]]| -> Vec<_> {
+        lane.iter().flat_map(|cases| cases.iter()).filter(wanted).collect()
+    };
+    let lanes: Vec<_> = lanes.iter().map(wanted).filter(|lane| !lane.is_empty()).collect();
     if list {
-        wanted.iter().for_each(|case| println!("{}", case.name));
+        lanes.iter().flatten().for_each(|case| println!("{}", case.name));
         return ExitCode::SUCCESS;
     }
     if let Some(why) = place::obstacle() {
-        println!("skipped: {} tests in guests: {why}", wanted.len());
+        println!("skipped: {} tests in guests: {why}", lanes.iter().flatten().count());
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = runtime.context("start tokio").and_then(|runtime| runtime.block_on(run(&wanted)));
+    let done = runtime.context("start tokio").and_then(|runtime| runtime.block_on(run(&lanes)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
@@ -217,13 +218,26 @@ pub fn main(cases: &[&'static [Case]]) -> ExitCode {
     }
 }
 
-async fn run(cases: &[&Case]) -> anyhow::Result<()> {
+async fn run(lanes: &[Vec<&Case>]) -> anyhow::Result<()> {
     let start = Instant::now();
-    println!("running {} tests in guests", cases.len());
+    let count = lanes.iter().flatten().count();
+    println!("running {count} tests in guests");
     let image = Image::ready()?;
     Accel::chosen(&image).await?;
+    let share = place::run_directory()?.join("share");
+    Share::usual()?.make(&share)?;
     println!("the image is ready after {:.0} s", start.elapsed().as_secs_f64());
-    let lab = Lab::new()?;
+    let lanes = lanes.iter().map(|cases| lane(Lab::new(share.clone()), cases));
+    let failed: Vec<_> = futures::future::join_all(lanes).await.into_iter().flatten().collect();
+    let seconds = start.elapsed().as_secs();
+    let passed = count - failed.len();
+    println!("vm: {passed} passed, {} failed, in {} min {} s", failed.len(), seconds / 60, seconds % 60);
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Runs tests one after another; the names of those that failed.
+async fn lane(lab: Lab, cases: &[&Case]) -> Vec<&'static str> {
     let mut failed = Vec::new();
     for case in cases {
         let begin = Instant::now();
@@ -243,11 +257,7 @@ async fn run(cases: &[&Case]) -> anyhow::Result<()> {
         }
         lab.keep_only_shared().await;
     }
-    let seconds = start.elapsed().as_secs();
-    let passed = cases.len() - failed.len();
-    println!("vm: {passed} passed, {} failed, in {} min {} s", failed.len(), seconds / 60, seconds % 60);
-    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
-    Ok(())
+    failed
 }
 
 async fn one(lab: &Lab, case: &Case) -> anyhow::Result<()> {

@@ -8,15 +8,18 @@ use anyhow::bail;
 /// How often a condition is looked at again.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Waits up to a minute until `look` gives `Ok`; a time-out prints what it said last.
+/// An emulated guest on a machine that has other work needs a multiple of what it needs on a quiet one.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Waits up to three minutes until `look` gives `Ok`; a time-out prints what it said last.
 ///
 /// # Errors
-/// The last answer of `look`, after a minute.
+/// The last answer of `look`, after three minutes.
 pub async fn eventually<T, F>(what: &str, look: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<T>>,
 {
-    eventually_within(what, Duration::from_secs(60), look).await
+    eventually_within(what, PATIENCE, look).await
 }
 
 /// The same with another patience.

@@ -49,7 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // So does the benchmark; it speaks CRI to both runtimes with our client.
     ("bench", &["cri-api"]),
     // Guests run the built binary, too; the tests speak CRI to it.
-    ("vm", &["cri-api"]),
+    ("vm", &["cri-api", "tests"]),
     ("xtask", &[]),
 ];
 

@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::layout::{Layout, layer_number};
 use crate::limits::Limits;
 use crate::manifest::parse_config;
-use crate::state::{Entry, ImageRecord, Layer, LayerRecord, State};
+use crate::state::{Entry, ImageRecord, Layer, LayerRecord, LeaseRecord, State};
 
 /// The number of a layer that is always there and has nothing in it, for images without layers.
 pub(super) const EMPTY_LAYER: u32 = 0;
@@ -143,10 +143,11 @@ impl Loaded {
 
     fn leases(&mut self, layout: &Layout) -> Result<(), OpenError> {
         for (name, path) in children(&layout.leases())? {
-            match read_json(&path) {
-                Ok(lease) => {
+            match read_lease(&path) {
+                Ok(Some(lease)) => {
                     self.state.leases.insert(name, lease);
                 }
+                Ok(None) => {}
                 Err(reason) => self.skip(path, reason),
             }
         }
@@ -161,6 +162,16 @@ impl Loaded {
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
     let bytes = fs::read(path).map_err(|err| err.to_string())?;
     serde_json::from_slice(&bytes).map_err(|err| err.to_string())
+}
+
+/// Reads a lease. One without content is removed and is none: it was written aside and renamed without a sync, so only a
+/// power cut can have emptied it, and that ended whoever held it.
+fn read_lease(path: &Path) -> Result<Option<LeaseRecord>, String> {
+    let bytes = fs::read(path).map_err(|err| err.to_string())?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return fs::remove_file(path).map(|()| None).map_err(|err| err.to_string());
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|err| err.to_string())
 }
 
 /// Names and paths of what is in a directory, sorted.

@@ -34,6 +34,21 @@ async fn everything_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_lease_that_a_power_cut_emptied_is_no_damage() {
+    let (place, store, image) = pulled(one_layer()).await;
+    for owner in ["c1", "c2"] {
+        store.lease(&image.id, owner).expect("leased");
+    }
+    drop(store);
+    let record = place.root().join("s/c1");
+    std::fs::write(&record, "").expect("written");
+    let store = place.open();
+    let owners: Vec<_> = store.leases().into_iter().map(|lease| lease.owner).collect();
+    assert_eq!(owners, ["c2"], "the other one is still there");
+    assert!(store.damaged().is_empty() && !record.exists(), "{:?}", store.damaged());
+}
+
+#[tokio::test]
 async fn only_one_process_has_the_store() {
     let place = Place::new();
     let _store = place.open();

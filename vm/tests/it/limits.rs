@@ -1,8 +1,9 @@
 //! Limits hold, and say what they did.
 
+use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use cri_api::v1::*;
 use vm::pods::{Container, Pod, Wanted, keyed, unified};
 use vm::{Lab, Node, eventually};
@@ -42,6 +43,37 @@ pub fn close(seen: u64, want: u64) -> bool {
     seen * 20 <= want * 21 && seen * 20 >= want * 19
 }
 
+/// How often a figure is measured before it counts as wrong. A limit that doesn't hold never has the right one; a
+/// guest whose processors had to wait for this machine's may have a wrong one once.
+const LOOKS: usize = 5;
+
+/// Measures until `measure` gives something that is `right`, a few times at most.
+pub async fn settles<T, F>(
+    what: &str,
+    mut measure: impl FnMut() -> F,
+    right: impl Fn(&T) -> bool,
+) -> anyhow::Result<T>
+where
+    T: std::fmt::Debug,
+    F: Future<Output = anyhow::Result<T>>,
+{
+    let mut seen = Vec::new();
+    for _ in 0..LOOKS {
+        let found = measure().await?;
+        if right(&found) {
+            return Ok(found);
+        }
+        seen.push(found);
+    }
+    bail!("{what}: measured {seen:?}")
+}
+
+/// Measures the processor time of a cgroup until it is `want` thousandths of a processor; what was measured.
+pub async fn uses(node: &Node, cgroup: &str, want: u64, seconds: u32) -> anyhow::Result<u64> {
+    let measure = || async { Ok(shares_of_cpu(node, &[cgroup], seconds).await?[0]) };
+    settles(&format!("{want} thousandths of a processor"), measure, |seen| close(*seen, want)).await
+}
+
 pub fn cpu(period: i64, quota: i64) -> LinuxContainerResources {
     LinuxContainerResources { cpu_period: period, cpu_quota: quota, ..Default::default() }
 }
@@ -66,10 +98,9 @@ async fn a_cpu_limit_holds_within_five_percent(lab: &Lab) -> anyhow::Result<()> 
     for (period, quota) in [(100_000, 20_000), (100_000, 50_000), (50_000, 60_000)] {
         let container = pod.container(Wanted::limited(SPIN, cpu(period, quota))).await?;
         let cgroup = container.cgroup().await?;
-        let seen = shares_of_cpu(&node, &[&cgroup], 5).await?[0];
         let want = u64::try_from(quota * 1000 / period)?;
+        let seen = uses(&node, &cgroup, want, 4).await?;
         println!("  quota {want} thousandths of a processor: used {seen}");
-        ensure!(close(seen, want), "used {seen}, the quota is {want}");
         container.kill().await?;
     }
     pod.remove().await
@@ -88,11 +119,12 @@ async fn cpu_weights_share_a_processor(lab: &Lab) -> anyhow::Result<()> {
     let (light_weight, heavy_weight) = (weight(&light).await?, weight(&heavy).await?);
     // A container without a wish has 100, which 1024 shares ask for, too.
     ensure!(light_weight < 100 && heavy_weight > 100, "weights {light_weight} and {heavy_weight}");
-    let seen = shares_of_cpu(&node, &[&light, &heavy], 6).await?;
-    println!("  weights {light_weight} and {heavy_weight}: used {} and {} thousandths", seen[0], seen[1]);
     // What they get together is less than a processor when something else runs there; their ratio stays.
-    let want = (seen[0] + seen[1]) * heavy_weight / (light_weight + heavy_weight);
-    ensure!(close(seen[1], want), "used {} and {}, by weight the second has {want}", seen[0], seen[1]);
+    let want = |seen: &[u64]| (seen[0] + seen[1]) * heavy_weight / (light_weight + heavy_weight);
+    let measure = || async { shares_of_cpu(&node, &[&light, &heavy], 5).await };
+    let what = format!("shares by the weights {light_weight} and {heavy_weight}");
+    let seen = settles(&what, measure, |seen| close(seen[1], want(seen))).await?;
+    println!("  weights {light_weight} and {heavy_weight}: used {} and {} thousandths", seen[0], seen[1]);
     pod.remove().await
 }
 
@@ -124,7 +156,7 @@ async fn a_memory_limit_kills_only_the_container(lab: &Lab) -> anyhow::Result<()
     // The greedy child is not the container's first process: all of it has to go.
     let greedy = Wanted::limited("tail /dev/zero & wait; sleep 100000", as_a_whole(memory(32, 32)));
     let greedy = pod.container(greedy).await?;
-    let status = greedy.ended(Duration::from_secs(60)).await?;
+    let status = greedy.ended(Duration::from_secs(180)).await?;
     ensure!(status.reason == "OOMKilled" && status.exit_code == 137, "{status:?}");
     ensure!(other.runs().await?, "the other container of the pod must go on");
     other.exec("true").await?;
@@ -194,17 +226,17 @@ async fn io_limits_hold(lab: &Lab) -> anyhow::Result<()> {
     };
     let write = "while :; do dd if=/dev/zero of=/x bs=64k count=256 oflag=direct; done";
     let container = pod.container(Wanted::limited(write, limited("wbps=2097152"))).await?;
-    let seen = io_rate(&container, "wbytes", 5).await?;
-    println!("  2097152 bytes written a second are allowed: {seen}");
     // The kernel gives out its budget in slices of a tenth of a second.
-    ensure!(seen * 10 <= 2_097_152 * 11 && seen * 10 >= 2_097_152 * 8, "{seen} bytes a second");
+    let near = |seen: &u64| seen * 10 <= 2_097_152 * 11 && seen * 10 >= 2_097_152 * 8;
+    let seen = settles("2097152 bytes a second", || io_rate(&container, "wbytes", 4), near).await?;
+    println!("  2097152 bytes written a second are allowed: {seen}");
     container.kill().await?;
     let read =
         "dd if=/dev/zero of=/x bs=1M count=4; while :; do dd if=/x of=/dev/null bs=4k iflag=direct; done";
     let container = pod.container(Wanted::limited(read, limited("riops=50"))).await?;
-    let seen = io_rate(&container, "rios", 5).await?;
+    let near = |seen: &u64| (40..=55).contains(seen);
+    let seen = settles("50 reads a second", || io_rate(&container, "rios", 4), near).await?;
     println!("  50 reads a second are allowed: {seen}");
-    ensure!((40..=55).contains(&seen), "{seen} reads a second");
     pod.remove().await
 }
 

@@ -2,22 +2,26 @@
 
 mod apparmor;
 mod checkpoint;
+mod critest;
 mod limits;
 mod machines;
+mod power;
 mod resize;
 mod stats;
 mod survival;
+mod users;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vm::suite::main(&[
+    let shared = &[
         limits::CASES,
         resize::CASES,
         stats::CASES,
         survival::CASES,
         apparmor::CASES,
-        machines::CASES,
+        users::CASES,
         checkpoint::CASES,
-    ])
+    ];
+    vm::suite::main(&[shared, &[critest::CASES, machines::CASES, power::CASES]])
 }

@@ -5,7 +5,7 @@ use cri_api::v1::*;
 use vm::Lab;
 use vm::pods::{Pod, Wanted, unified};
 
-use crate::limits::{SPIN, close, cpu, memory, shares_of_cpu};
+use crate::limits::{SPIN, cpu, memory, uses};
 
 vm::cases![a_resize_changes_the_files_and_never_restarts, a_resize_keeps_what_it_does_not_name];
 
@@ -21,8 +21,7 @@ async fn a_resize_changes_the_files_and_never_restarts(lab: &Lab) -> anyhow::Res
         node.guest.ok(&format!("cd {cgroup} && for f in {names}; do echo $f $(cat $f); done")).await
     };
     let first = files().await?;
-    let seen = shares_of_cpu(&node, &[&cgroup], 3).await?[0];
-    ensure!(close(seen, 200), "used {seen} of 200");
+    uses(&node, &cgroup, 200, 3).await?;
 
     let after = LinuxContainerResources {
         cpu_period: 50_000,
@@ -40,9 +39,8 @@ async fn a_resize_changes_the_files_and_never_restarts(lab: &Lab) -> anyhow::Res
          pids.max 77\nmemory.high 125829120"
     );
     ensure!(second == want && first.lines().nth(1) != Some(weight), "before:\n{first}\nafter:\n{second}");
-    let seen = shares_of_cpu(&node, &[&cgroup], 3).await?[0];
+    let seen = uses(&node, &cgroup, 600, 3).await?;
     println!("  resized from 200 to 600 thousandths of a processor: used {seen}");
-    ensure!(close(seen, 600), "used {seen} of 600");
 
     let new = container.status().await?;
     ensure!(container.pid().await? == pid && new.started_at == old.started_at, "it was restarted");

@@ -65,7 +65,7 @@ async fn killed_daemon_and_keeper_take_no_container_along(lab: &Lab) -> anyhow::
         .context("after both deaths")?;
     // How it ends is known if a keeper is its parent; otherwise it is unknown, and never invented.
     node.guest.ok(&format!("touch /proc/{pid}/root/end")).await?;
-    let status = counter.ended(Duration::from_secs(30)).await?;
+    let status = counter.ended(Duration::from_secs(180)).await?;
     println!("  after both deaths it ended with {} {:?}", status.exit_code, status.reason);
     ensure!(status.exit_code == 42 || (status.exit_code == 255 && !status.reason.is_empty()), "{status:?}");
     pod.remove().await?;
@@ -87,7 +87,7 @@ async fn limits_still_hold_after_the_keepers_death(lab: &Lab) -> anyhow::Result<
     })
     .await?;
     node.guest.ok(&format!("touch /proc/{pid}/root/go")).await?;
-    let status = container.ended(Duration::from_secs(60)).await?;
+    let status = container.ended(Duration::from_secs(180)).await?;
     ensure!(status.reason == "OOMKilled", "{status:?}");
     pod.remove().await?;
     node.stop().await
