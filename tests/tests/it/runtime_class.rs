@@ -286,7 +286,11 @@ async fn the_keeper_dies_under_containers_of_other_runtimes() -> anyhow::Result<
         let pod = format!("counts-{name}");
         let lines = async || anyhow::Ok(node.kubectl(&["logs", &pod]).await?.ok()?.lines().count());
         let so_far = lines().await?;
-        eventually("more lines", || async { Ok(ensure!(lines().await? > so_far + 5)) }).await?;
+        eventually("more lines", || async {
+            ensure!(lines().await? > so_far + 5);
+            Ok(())
+        })
+        .await?;
         let said = node.kubectl(&["exec", &pod, "--", "echo", "here"]).await?.ok()?;
         ensure!(said == "here\n", "{name}: {said}");
         let pod = format!("ends-{name}");
