@@ -388,6 +388,13 @@ impl Guest {
         self.ssh.connect(BOOT).await.with_context(|| self.console_end())
     }
 
+    /// Whether its kernel found that a processor stood still. An emulated guest with several processors may do so on a
+    /// machine that has much other work; then nothing that runs in it is to blame.
+    pub fn stalled(&self) -> bool {
+        let console = self.console();
+        ["soft lockup", "detected stalls"].iter().any(|words| console.contains(words))
+    }
+
     /// How often it has become ready since QEMU started.
     fn boots(&self) -> usize {
         self.console().matches(READY).count()

@@ -11,6 +11,7 @@ async fn guests_meet_are_cut_off_frozen_and_killed(lab: &Lab) -> anyhow::Result<
     let options = |name: &str, number| GuestOptions {
         lan: Some(network.place(number)),
         durable: true,
+        cpus: 1,
         memory_mib: 512,
         swap_mib: 0,
         ..lab.options(name)

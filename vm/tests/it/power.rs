@@ -55,7 +55,7 @@ async fn what_was_flushed_outlives_a_power_cut(lab: &Lab) -> anyhow::Result<()> 
     let disk = Disk::new(&directory, 256)?;
     let data = Some(disk.backing());
     let options =
-        GuestOptions { durable: true, memory_mib: 512, swap_mib: 0, data, ..lab.options("forgets") };
+        GuestOptions { durable: true, cpus: 1, memory_mib: 512, swap_mib: 0, data, ..lab.options("forgets") };
     let guest = lab.boot(options).await?;
     for round in 1..=2 {
         guest.ok("mountpoint -q /data || { lsblk; dmesg | tail; false; }").await?;
@@ -160,7 +160,8 @@ async fn a_power_cut_leaves_a_node_that_comes_up(lab: &Lab) -> anyhow::Result<()
     let rounds: u64 =
         rounds.map_or(Ok(ROUNDS), |rounds| rounds.parse()).context("read ORLOP_VM_POWER_ROUNDS")?;
     let disk = Disk::new(&place::run_directory()?, 2048)?;
-    let options = GuestOptions { durable: true, data: Some(disk.backing()), ..lab.options("power") };
+    // One processor: of hundreds of boots, none must wait for another processor of an emulator.
+    let options = GuestOptions { durable: true, cpus: 1, data: Some(disk.backing()), ..lab.options("power") };
     let guest = lab.boot(options).await?;
     guest
         .ok("mountpoint -q /data && test -f /share/critest/stamp")

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use cri_api::Cri;
 use cri_api::v1::*;
 use vm::pods::{Container, Pod, Wanted, unified};
-use vm::{Lab, Node, eventually};
+use vm::{GuestOptions, Lab, Node, eventually};
 
 vm::cases![
     killed_daemon_and_keeper_take_no_container_along,
@@ -117,7 +117,7 @@ async fn reboot(node: &Node) -> anyhow::Result<()> {
 
 async fn a_reboot_leaves_images_and_no_pods(lab: &Lab) -> anyhow::Result<()> {
     // The shared node must not be in a guest that reboots.
-    let guest = lab.boot(lab.options("reboot")).await?;
+    let guest = lab.boot(GuestOptions { cpus: 1, ..lab.options("reboot") }).await?;
     let node = Node::start(&guest, "reboot").await?;
     let pod = Pod::start(&node).await?;
     let container = pod.container(Wanted::script(COUNT)).await?;
