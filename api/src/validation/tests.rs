@@ -255,7 +255,9 @@ fn other_kinds_are_refused() {
         "RuntimeClass",
         json!({"handler": "My Runtime", "overhead": {"podFixed": {"cpu": "-1"}},
             "scheduling": {"tolerations": [{"operator": "Exists"}, {"operator": "Exists"}]}}),
-        expect![[r#"RuntimeClass.node.k8s.io "a" is invalid: [handler: Invalid value: "My Runtime": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?'), overhead.limits[cpu]: Invalid value: "-1": must be greater than or equal to 0, scheduling.tolerations[1]: Duplicate value: {"operator":"Exists"}]"#]],
+        expect![[
+            r#"RuntimeClass.node.k8s.io "a" is invalid: [handler: Invalid value: "My Runtime": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?'), overhead.limits[cpu]: Invalid value: "-1": must be greater than or equal to 0, scheduling.tolerations[1]: Duplicate value: {"operator":"Exists"}]"#
+        ]],
     );
     check(
         "",
