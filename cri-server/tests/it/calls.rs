@@ -188,7 +188,7 @@ async fn what_can_be_changed() {
         let plain = client.status(StatusRequest { verbose: false }).await.expect("a status");
         assert!(plain.info.is_empty());
 
-        let request = CheckpointContainerRequest { container_id: id, ..Default::default() };
+        let request = CheckpointContainerRequest { container_id: id.clone(), ..Default::default() };
         let refused = client.checkpoint_container(request.clone()).await.expect_err("refused");
         assert_eq!(refused.code(), Code::InvalidArgument);
         assert!(refused.message().contains("absolute path of a file"), "{refused}");
