@@ -320,7 +320,7 @@ async fn streams_over_tls_on_the_node() -> anyhow::Result<()> {
     }
     for path in ["s/other", "none/main"] {
         let said = post(path).await?.err()?;
-        ensure!(said.contains("not found"), "{path}: {said}");
+        ensure!(said.contains("NotFound"), "{path}: {said}");
     }
     let out = node.kubectl(&["exec", "s", "--", "echo", "still"]).await?.ok()?;
     ensure!(out == "still\n", "{out:?}");

@@ -15,7 +15,7 @@ vm::cases![
 ];
 
 /// Counts in a file of the writable layer; its memory holds a word that is nowhere else.
-const COUNT: &str = "word=$(echo qrfgbva | tr a-z n-za-m); rm /etc/group; mkdir /new; \
+const COUNT: &str = "word=$(echo qrfgvab | tr a-z n-za-m); rm /etc/group; mkdir /new; \
                      i=0; while :; do i=$((i+1)); echo $i > /new/n; sleep 0.2; done";
 
 async fn checkpoint(
