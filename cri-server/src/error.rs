@@ -56,6 +56,7 @@ fn code(error: &(dyn Error + 'static)) -> Code {
     match error.downcast_ref::<ExecError>() {
         Some(ExecError::Runtime(inner)) => return runtime_code(inner),
         Some(ExecError::NotFound { .. } | ExecError::Child { .. }) => return Code::Unknown,
+        Some(ExecError::TimedOut { .. }) => return Code::DeadlineExceeded,
         None => {}
     }
     if let Some(error) = error.downcast_ref::<network::AddError>() {

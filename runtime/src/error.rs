@@ -187,6 +187,14 @@ pub enum ExecError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The program did not run within the time that it had.
+    #[error("exec in container {id}: {why}")]
+    TimedOut {
+        /// The container.
+        id: ContainerId,
+        /// What is known about it.
+        why: String,
+    },
     /// Something before that.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),

@@ -19,6 +19,9 @@ use crate::overlay;
 use crate::plan::{Action, Bind, Draft, Origin, text};
 use crate::seccomp::{Filter, Instruction};
 
+/// Most descriptors of a plan: the keeper sends them on with a few of its own.
+const DESCRIPTORS: usize = keeper::protocol::MAX_FDS - 8;
+
 /// What a plan needs besides the draft.
 pub struct Parts<'a> {
     /// The container.
@@ -82,6 +85,14 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
             }
         })
     };
+    // The one whose processes are shared shows them in its own /proc.
+    let procfs_of = match &draft.namespaces.pid {
+        Origin::Join(path) => match namespace(&Origin::Join(path.with_file_name("mnt")))? {
+            Namespace::Join(index) => Some(index),
+            Namespace::Host | Namespace::New => None,
+        },
+        Origin::Host | Origin::New => None,
+    };
     let namespaces = Namespaces {
         pid: namespace(&draft.namespaces.pid)?,
         net: namespace(&draft.namespaces.net)?,
@@ -89,12 +100,12 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
         uts: namespace(&draft.namespaces.uts)?,
         cgroup: namespace(&draft.namespaces.cgroup)?,
     };
-    if fds.len() > keeper::protocol::MAX_FDS - 1 {
+    if fds.len() > DESCRIPTORS {
         return Err(RuntimeError::invalid(format!(
             "container {} needs {} descriptors for its mounts, {} are possible: use fewer mounts",
             parts.id,
             fds.len(),
-            keeper::protocol::MAX_FDS - 1
+            DESCRIPTORS
         )));
     }
     let mut process = draft.process;
@@ -114,6 +125,7 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
         masked_paths: draft.masked_paths,
         readonly_paths: draft.readonly_paths,
         namespaces,
+        procfs_of,
         user_namespace,
         cgroup: Some(cgroup),
         hostname: None,

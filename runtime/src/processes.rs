@@ -38,6 +38,16 @@ const DRAIN: Duration = Duration::from_millis(250);
 impl Inner {
     /// Runs one more process in a container.
     pub async fn exec(self: &Arc<Self>, id: &ContainerId, exec: ExecSpec) -> Result<ExecSession, ExecError> {
+        self.exec_within(id, exec, None).await
+    }
+
+    /// As [`Inner::exec`], but gives up when the program does not run within `patience`.
+    async fn exec_within(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        exec: ExecSpec,
+        patience: Option<Duration>,
+    ) -> Result<ExecSession, ExecError> {
         let (record, pattern) = self.running(id)?;
         let pattern = match pattern {
             Some(pattern) => pattern,
@@ -63,6 +73,7 @@ impl Inner {
             cgroup: None,
             oom_score_adj: record.spec.resources.oom_score_adj,
             stream_owner,
+            patience,
         };
         let started = match self.execs_by_runtime(&record) {
             true => self.delegate_exec(&record, plan, fds).await,
@@ -183,7 +194,14 @@ impl Inner {
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, ExecError> {
         let exec = ExecSpec { args, stdout: true, stderr: true, ..ExecSpec::default() };
-        let mut session = self.exec(id, exec).await?;
+        let timeout = timeout.filter(|timeout| !timeout.is_zero());
+        let mut session = match self.exec_within(id, exec, timeout).await {
+            Err(ExecError::TimedOut { .. }) => {
+                let (stdout, stderr) = (Vec::new(), Vec::new());
+                return Ok(ExecOutput { stdout, stderr, status: ExitStatus::Unknown, timed_out: true });
+            }
+            other => other?,
+        };
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let mut timed_out = false;
         let status = {
@@ -192,7 +210,7 @@ impl Inner {
             let both = async { tokio::join!(out, err) };
             tokio::pin!(both);
             let deadline = async {
-                match timeout.filter(|timeout| !timeout.is_zero()) {
+                match timeout {
                     Some(timeout) => tokio::time::sleep(timeout).await,
                     None => std::future::pending().await,
                 }
@@ -345,6 +363,7 @@ fn refused(id: &ContainerId, exec: &ExecSpec, error: ClientError) -> ExecError {
             FailureKind::CommandNotFound | FailureKind::CommandNotExecutable => {
                 ExecError::NotFound { program, source: std::io::Error::other(failure.message) }
             }
+            FailureKind::TimedOut => ExecError::TimedOut { id: id.clone(), why: failure.message },
             FailureKind::Os(errno) => ExecError::Child {
                 id: id.clone(),
                 step: failure.message,

@@ -205,6 +205,25 @@ fn start_time_of(stat: &str) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// How a process ended that was not reaped yet; `None` while it runs. For one that somebody traces and that its
+/// parent therefore cannot reap. `proc` is a directory descriptor of a procfs.
+///
+/// # Errors
+/// As [`start_time`].
+pub fn unreaped_status(proc: impl AsFd, pid: i32) -> Result<Option<ExitStatus>> {
+    let stat = crate::fs::read_small(proc, format!("{pid}/stat"))?;
+    unreaped_status_of(&stat).ok_or(Errno::IO)
+}
+
+fn unreaped_status_of(stat: &str) -> Option<Option<ExitStatus>> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    if fields.next()? != "Z" {
+        return Some(None);
+    }
+    Some(Some(decode_wait_status(fields.nth(48)?.parse().ok()?)))
+}
+
 /// Argument and environment lists in the form that execve(2) wants, made before a fork.
 #[derive(Debug)]
 pub struct Strings {

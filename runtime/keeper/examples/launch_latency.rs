@@ -62,6 +62,7 @@ async fn measure(rounds: usize) {
             cgroup: None,
             oom_score_adj: None,
             stream_owner: None,
+            patience: None,
         };
         let start = Instant::now();
         f.keeper.exec(plan, keeper::plan::Fds::default()).await.expect("exec");

@@ -12,6 +12,7 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,9 @@ pub struct LaunchPlan {
     pub readonly_paths: Vec<CString>,
     /// The namespaces. The mount namespace is always new.
     pub namespaces: Namespaces,
+    /// With a pid namespace that is joined: the mount namespace of a process in it, whose `/proc` shows it. A procfs
+    /// is that of its maker's pid namespace, and who prepares a container is outside of it.
+    pub procfs_of: Option<FdIndex>,
     /// The user namespace it lives in; `None` is the node's. The other namespaces must belong to it.
     pub user_namespace: Option<UserNamespace>,
     /// Directory descriptor of the container's cgroup; `None` starts it in the keeper's.
@@ -376,6 +380,8 @@ pub struct ExecPlan {
     /// For a container with a user namespace of its own: the node's id of the program's user, who gets the pipes
     /// among the streams.
     pub stream_owner: Option<u32>,
+    /// How long it may take until the program runs; `None` is a minute, and more is a minute.
+    pub patience: Option<Duration>,
 }
 
 /// Standard streams of an exec.

@@ -362,6 +362,8 @@ pub enum FailureKind {
     Os(i32),
     /// A command of another runtime failed; what it says is in its own log.
     Command,
+    /// The program did not run within the time that it had.
+    TimedOut,
 }
 
 impl fmt::Display for ExitHow {

@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use cri_api::Cri;
 use cri_api::v1::*;
 use serde_json::json;
 
@@ -22,16 +23,24 @@ const SYS_PTRACE: u64 = 1 << 19;
 async fn cve_2016_9962_tracing_a_process_that_enters() -> anyhow::Result<()> {
     needs_root!();
     let world = World::start().await?;
-    println!("skipped: with CAP_SYS_PTRACE, an open hole: see docs/SECURITY.md");
-    for (shared, ptrace) in [(false, false), (true, false)] {
+    // What another pod was given, and what the attacker looks for: with its first letter changed, or it would find
+    // its own arguments.
+    let secret = "Neighbour-4711-keeps-this";
+    let neighbour = world.pod(|_| {}).await?;
+    let keeps = |config: &mut ContainerConfig| {
+        config.envs = vec![KeyValue { key: "SECRET".into(), value: secret.into() }];
+    };
+    let neighbour = world.serve(&neighbour, &["sleep"], keeps).await?;
+    let disguised = format!("O{}", &secret[1..]);
+    for (shared, ptrace) in [(false, false), (false, true), (true, false), (true, true)] {
+        world.exec(&neighbour, &["/attack", "echo", "in"]).await?;
         let mode = if shared { NamespaceMode::Pod } else { NamespaceMode::Container };
         let pod = world.pod(|pod| pod_context(pod).namespace_options = Some(pid_namespace(mode))).await?;
         let tracer = world
-            .serve(&pod, &["trace", "8"], |config| {
+            .serve(&pod, &["trace", "8", &disguised], |config| {
+                filtered(config);
                 if ptrace {
-                    let add = vec!["SYS_PTRACE".to_owned()];
-                    context(config).capabilities =
-                        Some(Capability { add_capabilities: add, ..Default::default() });
+                    may_trace(config);
                 }
             })
             .await?;
@@ -41,7 +50,7 @@ async fn cve_2016_9962_tracing_a_process_that_enters() -> anyhow::Result<()> {
             rounds += 1;
             world.exec(&tracer, &["/attack", "echo", "in"]).await?;
             if shared && rounds % 4 == 0 {
-                let id = world.launch(&pod, &["echo", "beside"], |_| {}).await?;
+                let id = world.launch(&pod, &["echo", "beside"], filtered).await?;
                 world.remove(&id).await?;
             }
         }
@@ -55,9 +64,68 @@ async fn cve_2016_9962_tracing_a_process_that_enters() -> anyhow::Result<()> {
             let effective = u64::from_str_radix(effective, 16).with_context(|| line.to_owned())?;
             ensure!(effective & !allowed == 0, "{line}");
         }
+        let unfiltered =
+            ended.output.lines().filter(|line| line.starts_with("FILTER")).find(|line| !line.ends_with('2'));
+        ensure!(unfiltered.is_none(), "{unfiltered:?}");
         world.remove_pod(&pod).await?;
     }
     world.end().await
+}
+
+fn filtered(config: &mut ContainerConfig) {
+    let kind = security_profile::ProfileType::RuntimeDefault as i32;
+    context(config).seccomp = Some(SecurityProfile { profile_type: kind, ..Default::default() });
+}
+
+fn may_trace(config: &mut ContainerConfig) {
+    let add = vec!["SYS_PTRACE".to_owned()];
+    context(config).capabilities = Some(Capability { add_capabilities: add, ..Default::default() });
+}
+
+/// A container that may trace stops all that enters it for ever: an exec ends in its time all the same, and neither
+/// other containers nor the keeper take any notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_held_while_it_enters() -> anyhow::Result<()> {
+    needs_root!();
+    let world = World::start().await?;
+    let pod = world.pod(|_| {}).await?;
+    let other = world.serve(&pod, &["sleep"], |_| {}).await?;
+    let holder = world.serve(&pod, &["hold", "60"], may_trace).await?;
+    let mut refused = 0;
+    for _ in 0..8 {
+        let request = ExecSyncRequest {
+            container_id: holder.clone(),
+            cmd: vec!["/attack".into(), "echo".into(), "in".into()],
+            timeout: 1,
+        };
+        let began = Instant::now();
+        let answer = world.cri.exec_sync(request).await;
+        ensure!(began.elapsed() < Duration::from_secs(5), "{:?}: {answer:?}", began.elapsed());
+        refused += usize::from(answer.is_err_and(|status| status.code() == tonic::Code::DeadlineExceeded));
+        world.exec(&other, &["/attack", "echo", "in"]).await?.no_loot()?;
+    }
+    let held = world.output(&holder).await?;
+    println!(
+        "{refused} execs took too long, held before their program ran: {}",
+        held.matches("before").count()
+    );
+    ensure!(held.contains("HELD") && refused > 0, "nothing was held: {held}");
+    // Those that ended and are held are no work for the keeper.
+    let keeper = world.node.keeper_pid()?;
+    let before = processor_time(keeper)?;
+    world.exec(&other, &["/attack", "echo", "in"]).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let spent = processor_time(keeper)? - before;
+    ensure!(spent < 50, "the keeper was busy for {spent} of 100 ticks");
+    world.remove(&holder).await?;
+    world.end().await
+}
+
+/// Clock ticks that a process has used.
+fn processor_time(pid: u32) -> anyhow::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
 }
 
 /// A container could write to the runtime's own program through `/proc/PID/exe` of a process that entered it.

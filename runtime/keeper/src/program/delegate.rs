@@ -15,7 +15,8 @@ use sys::process::Strings;
 
 use super::child::stage::Staging;
 use super::container::Container;
-use super::launch::{Ends, Pending, check_indexes};
+use super::indexes::check_indexes;
+use super::launch::{Ends, Pending};
 use super::report::{self, Op, Plan, Stage, Trouble};
 use super::requests::{Outcome, done, os};
 use super::server::{Server, Source, exit_how, now};
@@ -71,7 +72,7 @@ impl Server {
         }
         .keep();
         let started_at = now();
-        let (pid, pidfd) = self.clone_child(0, None, None, || staging.run()).map_err(failed)?;
+        let (pid, pidfd) = self.clone_child(0, None, || staging.run()).map_err(failed)?;
         drop((report, theirs));
         let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
         let mut keep = |index: Option<FdIndex>| index.and_then(|i| fds[usize::from(i.0)].take());
@@ -85,7 +86,9 @@ impl Server {
             serial: self.serial(),
             report: ours,
             pid,
-            pidfd,
+            pidfd: Some(pidfd),
+            note: None,
+            deadline: None,
             started_at,
             plan: Plan::Delegate(plan),
             ends,
@@ -104,7 +107,7 @@ impl Server {
 
     /// The stage has ended: its work becomes a container or an exec.
     pub(super) fn delegated(&mut self, mut pending: Pending) -> Outcome {
-        let ended = sys::process::wait(&pending.pidfd);
+        let ended = pending.pidfd.as_ref().map_or(Err(Errno::CHILD), sys::process::wait);
         let Plan::Delegate(plan) = &pending.plan else { return done() };
         let plan = plan.clone();
         let made = self.made(&plan, pending.directory.as_ref());
@@ -134,11 +137,13 @@ impl Server {
         match plan.task {
             Task::Command { .. } => done(),
             Task::Container { .. } => {
-                (pending.pid, pending.pidfd, pending.child) = made.ok_or_else(nobody)?;
+                let (pid, pidfd, child) = made.ok_or_else(nobody)?;
+                (pending.pid, pending.pidfd, pending.child) = (pid, Some(pidfd), child);
                 self.container_started(pending)
             }
             Task::Exec { container, id, .. } => {
-                (pending.pid, pending.pidfd, pending.child) = made.ok_or_else(nobody)?;
+                let (pid, pidfd, child) = made.ok_or_else(nobody)?;
+                (pending.pid, pending.pidfd, pending.child) = (pid, Some(pidfd), child);
                 let warnings = std::mem::take(&mut pending.warnings);
                 let (pid, fds) = self.exec_started(pending, container, id)?;
                 Ok((Answer::ExecStarted { pid, warnings }, fds))

@@ -4,23 +4,33 @@
 //! child's report socket tells that its program runs.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
-use sys::process::{Cloned, Strings, ns};
+use sys::process::{Cloned, ExitStatus, Strings, ns};
 use sys::{Errno, Result as SysResult};
 
-use super::child::{Job, Streams as ChildStreams, Task as ChildTask, users};
+use super::child::init::Birth;
+use super::child::{Job, Streams as ChildStreams, Task as ChildTask};
 use super::container::{Container, Output, duplicate, set_nonblocking};
+use super::indexes::{check_indexes, exec_indexes, joined, launch_indexes};
+use super::leaving::PATIENCE;
 use super::log::{Lines, LogFile, Stream};
+use super::orders::Ordered;
 use super::report::{self, Plan, Severity, Trouble};
 use super::requests::{invalid, os, wrong_state};
 use super::server::{Exec, Server, Source, now};
+use super::usher::Plan as Order;
 use crate::delegate::Task;
-use crate::plan::{ExecPlan, ExecStdio, FdIndex, InitPlan, LaunchPlan, Namespace, Stdio, Step};
+use crate::plan::{ExecPlan, FdIndex, InitPlan, LaunchPlan, Namespace, Stdio};
 use crate::protocol::{Answer, Failure, FailureKind, Launched, ProcessId, Streams, UnixNanos};
+
+/// Most reports that are read at once.
+const REPORTS: u32 = 64;
 
 /// A child whose program does not run yet.
 #[derive(Debug)]
@@ -29,7 +39,12 @@ pub struct Pending {
     pub(super) serial: u32,
     pub(super) report: OwnedFd,
     pub(super) pid: i32,
-    pub(super) pidfd: OwnedFd,
+    /// `None` while the process goes in: then the note knows it.
+    pub(super) pidfd: Option<OwnedFd>,
+    /// Tells the numbers of the processes of an order.
+    pub(super) note: Option<OwnedFd>,
+    /// When the start is given up.
+    pub(super) deadline: Option<Instant>,
     pub(super) started_at: UnixNanos,
     pub(super) plan: Plan,
     pub(super) ends: Ends,
@@ -45,6 +60,31 @@ pub struct Pending {
     pub(super) directory: Option<OwnedFd>,
     /// Whether the process is another than the one that was cloned: its number is not known yet.
     pub(super) born: bool,
+}
+
+/// A start that was begun: who reports, and what is known of the process.
+struct Begun {
+    report: OwnedFd,
+    pid: i32,
+    pidfd: Option<OwnedFd>,
+    note: Option<OwnedFd>,
+    deadline: Option<Instant>,
+}
+
+impl Begun {
+    /// One that goes into a pid namespace.
+    fn inside(ordered: Ordered, patience: Duration) -> Begun {
+        let deadline = Some(Instant::now() + patience);
+        Begun { report: ordered.report, pid: 0, pidfd: None, note: Some(ordered.note), deadline }
+    }
+}
+
+impl Pending {
+    /// The numbers that the note tells: who goes in, and who is inside; 0 is nobody.
+    pub(super) fn numbers(&self) -> (i32, i32) {
+        let read = |note| sys::entry::read_note(note).unwrap_or_default();
+        self.note.as_ref().map(read).unwrap_or_default()
+    }
 }
 
 /// The keeper's ends of a container's pipes.
@@ -68,60 +108,84 @@ impl Server {
         let what = format!("start {}", plan.id);
         let failed = |errno| os(what.clone(), errno);
         let (ends, theirs) = self.pipes(plan.stdio).map_err(failed)?;
+        let started_at = now();
+        let begun = match plan.namespaces.pid {
+            Namespace::Join(_) => self.begin_inside(&plan, &theirs, &fds),
+            Namespace::New | Namespace::Host => self.begin(&plan, &theirs, &fds),
+        }
+        .map_err(failed)?;
+        drop(theirs);
+        let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+        let mut keep = |index: Option<FdIndex>| index.and_then(|i| fds[usize::from(i.0)].take());
+        let (log, cgroup) = (keep(plan.log), keep(plan.cgroup));
+        let pending =
+            Pending { ends, log, cgroup, ..self.pending(number, begun, started_at, Plan::Launch(plan)) };
+        self.await_report(pending)
+    }
+
+    /// Makes a container's process that nobody else sees before its program runs.
+    fn begin(&self, plan: &LaunchPlan, theirs: &[Option<OwnedFd>; 3], fds: &[OwnedFd]) -> SysResult<Begun> {
         let streams = match plan.stdio {
             Stdio::Terminal { columns, rows } => ChildStreams::Terminal(columns, rows),
             _ => ChildStreams::Given(theirs.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd))),
         };
-        let borrow = |index: Option<FdIndex>| index.map(|i| fds[usize::from(i.0)].as_fd());
-        let namespaces = &plan.namespaces;
-        let join_pid = match namespaces.pid {
-            Namespace::Join(index) => borrow(Some(index)),
-            _ => None,
-        };
         let flags = new_flags(plan.namespaces) | ns::MOUNT;
         // In a user namespace the child makes another, which is born into the others.
         let first = if plan.user_namespace.is_some() { 0 } else { flags };
-        let (ours, report) = sys::socket::pair().map_err(failed)?;
+        let (ours, report) = sys::socket::pair()?;
         let job = Job {
-            task: ChildTask::Launch(&plan),
+            task: ChildTask::Launch(plan),
             args: Strings::new(plan.process.args.clone()),
             env: Strings::new(plan.process.env.clone()),
             streams,
             report: Cell::new(report.as_fd()),
             proc: &self.proc,
-            fds: &fds,
+            fds,
             descriptor_limit: self.descriptor_limit,
-            keep: Vec::new(),
             flags,
+            entry: None,
         };
-        let job = if namespaces.pid == Namespace::New { job } else { job.keep() };
-        let started_at = now();
-        let (pid, pidfd) =
-            self.clone_child(first, borrow(plan.cgroup), join_pid, || job.run()).map_err(failed)?;
-        drop((report, theirs));
-        let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
-        let mut keep = |index: Option<FdIndex>| index.and_then(|i| fds[usize::from(i.0)].take());
-        let (log, cgroup) = (keep(plan.log), keep(plan.cgroup));
-        let pending = Pending {
+        let cgroup = plan.cgroup.map(|i| fds[usize::from(i.0)].as_fd());
+        let (pid, pidfd) = self.clone_child(first, cgroup, || job.run())?;
+        Ok(Begun { report: ours, pid, pidfd: Some(pidfd), note: None, deadline: None })
+    }
+
+    /// Makes a container's process for a pid namespace that others are in.
+    fn begin_inside(
+        &mut self,
+        plan: &LaunchPlan,
+        theirs: &[Option<OwnedFd>; 3],
+        fds: &[OwnedFd],
+    ) -> SysResult<Begun> {
+        let cgroup = plan.cgroup.map(|i| fds[usize::from(i.0)].as_fd());
+        let rest: Vec<BorrowedFd<'_>> = theirs.iter().flatten().chain(fds).map(AsFd::as_fd).collect();
+        let ordered = self.order(Order::Launch(plan), cgroup, &rest)?;
+        Ok(Begun::inside(ordered, PATIENCE))
+    }
+
+    fn pending(&self, number: u64, begun: Begun, started_at: UnixNanos, plan: Plan) -> Pending {
+        let Begun { report, pid, pidfd, note, deadline } = begun;
+        Pending {
             number,
             serial: self.serial(),
-            report: ours,
+            report,
             pid,
             pidfd,
+            note,
+            deadline,
             started_at,
-            plan: Plan::Launch(plan),
-            ends,
-            log,
-            cgroup,
+            ready: matches!(plan, Plan::Init(_)),
+            plan,
+            ends: Ends::default(),
+            log: None,
+            cgroup: None,
             terminal: None,
             warnings: Vec::new(),
             failure: None,
-            ready: false,
             born: false,
             child: true,
             directory: None,
-        };
-        self.await_report(pending)
+        }
     }
 
     /// Starts the init of a shared pid namespace: this very program, with nothing in its hands.
@@ -138,69 +202,28 @@ impl Server {
         check_indexes(indexes.iter().copied().chain(plan.cgroup).chain(user), fds.len())?;
         let what = format!("start the init {}", plan.id);
         let failed = |errno| os(what.clone(), errno);
-        let args = Strings::new(vec![c"orlop-init".to_owned(), c"init".to_owned()]);
-        let env = Strings::new(Vec::new());
         let (ours, report) = sys::socket::pair().map_err(failed)?;
+        let number_of_report = CString::new(report.as_raw_fd().to_string()).expect("digits hold no NUL");
+        let args = Strings::new(vec![c"orlop-init".to_owned(), c"init".to_owned(), number_of_report]);
+        let env = Strings::new(Vec::new());
         let program = self.program.as_fd();
-        let child = || {
-            sys::process::reset_signals();
-            let place =
-                |errno| Trouble { stage: report::Stage::Namespace, op: report::Op::Setns, index: 0, errno };
-            let born = match user {
-                Some(user) => sys::namespace::join(&fds[usize::from(user.0)])
-                    .map_err(place)
-                    .and_then(|()| {
-                        let tell = |trouble, pidfd: BorrowedFd<'_>| {
-                            let bytes = report::encode(Severity::Born, trouble);
-                            sys::socket::send(&report, &bytes, &[pidfd]).is_ok()
-                        };
-                        users::be_born(ns::PID | ns::MOUNT, tell)
-                    })
-                    .and_then(|()| users::become_root()),
-                None => Ok(()),
-            };
-            let joined = born.and_then(|()| {
-                indexes.iter().try_for_each(|i| sys::namespace::join(&fds[usize::from(i.0)])).map_err(place)
-            });
-            let trouble = match joined.and_then(|()| rustix::process::setsid().map(drop).map_err(place)) {
-                Ok(()) => {
-                    // Standard error may be the daemon's log; the init says nothing.
-                    // SAFETY: this process is about to exec and owns none of the numbers 0 to 2.
-                    let _ = unsafe {
-                        sys::process::place_fd(rustix::stdio::stdin(), 1)
-                            .and_then(|()| sys::process::place_fd(rustix::stdio::stdin(), 2))
-                    };
-                    place(sys::process::exec_fd(program, &args, &env))
-                }
-                Err(trouble) => trouble,
-            };
-            let _ = sys::socket::send(&report, &report::encode(Severity::Failure, trouble), &[]);
+        let joins: Vec<BorrowedFd<'_>> = indexes.iter().map(|i| fds[usize::from(i.0)].as_fd()).collect();
+        let birth = Birth {
+            user_namespace: user.map(|i| fds[usize::from(i.0)].as_fd()),
+            joins,
+            args,
+            env,
+            program,
+            report: report.as_fd(),
         };
         let cgroup = plan.cgroup.map(|i| fds[usize::from(i.0)].as_fd());
         let started_at = now();
         let flags = if user.is_some() { 0 } else { ns::PID | ns::MOUNT };
-        let (pid, pidfd) = self.clone_child(flags, cgroup, None, child).map_err(failed)?;
+        let (pid, pidfd) = self.clone_child(flags, cgroup, || birth.run()).map_err(failed)?;
         drop(report);
         let cgroup = plan.cgroup.and_then(|i| fds.into_iter().nth(usize::from(i.0)));
-        let pending = Pending {
-            number,
-            serial: self.serial(),
-            report: ours,
-            pid,
-            pidfd,
-            started_at,
-            plan: Plan::Init(plan.id),
-            ends: Ends::default(),
-            log: None,
-            cgroup,
-            terminal: None,
-            warnings: Vec::new(),
-            failure: None,
-            ready: true,
-            born: false,
-            child: true,
-            directory: None,
-        };
+        let begun = Begun { report: ours, pid, pidfd: Some(pidfd), note: None, deadline: None };
+        let pending = Pending { cgroup, ..self.pending(number, begun, started_at, Plan::Init(plan.id)) };
         self.await_report(pending)
     }
 
@@ -233,50 +256,14 @@ impl Server {
             (None, Some(group)) => Some(duplicate(group.fd()).map_err(failed)?),
             (None, None) => None,
         };
-        let borrow = |index: Option<FdIndex>| index.map(|i| fds[usize::from(i.0)].as_fd());
-        let streams = match plan.stdio {
-            ExecStdio::Streams { stdin, stdout, stderr } => {
-                ChildStreams::Given([borrow(stdin), borrow(stdout), borrow(stderr)])
-            }
-            ExecStdio::Terminal { columns, rows } => ChildStreams::Terminal(columns, rows),
-        };
-        let (ours, report) = sys::socket::pair().map_err(failed)?;
-        let job = Job {
-            task: ChildTask::Exec { plan: &plan, target: target.as_fd() },
-            args: Strings::new(plan.process.args.clone()),
-            env: Strings::new(plan.process.env.clone()),
-            streams,
-            report: Cell::new(report.as_fd()),
-            proc: &self.proc,
-            fds: &fds,
-            descriptor_limit: self.descriptor_limit,
-            keep: Vec::new(),
-            flags: 0,
-        }
-        .keep();
-        let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+        let mut rest = vec![target.as_fd()];
+        rest.extend(fds.iter().map(AsFd::as_fd));
         let started_at = now();
-        let (pid, pidfd) = self.clone_child(0, cgroup, Some(target.as_fd()), || job.run()).map_err(failed)?;
-        drop(report);
-        let pending = Pending {
-            number,
-            serial: self.serial(),
-            report: ours,
-            pid,
-            pidfd,
-            started_at,
-            plan: Plan::Exec(plan),
-            ends: Ends::default(),
-            log: None,
-            cgroup: None,
-            terminal: None,
-            warnings: Vec::new(),
-            failure: None,
-            ready: false,
-            born: false,
-            child: true,
-            directory: None,
-        };
+        let patience = plan.patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
+        let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+        let ordered = self.order(Order::Exec(&plan), cgroup, &rest).map_err(failed)?;
+        let begun = Begun::inside(ordered, patience);
+        let pending = self.pending(number, begun, started_at, Plan::Exec(plan));
         self.await_report(pending)
     }
 
@@ -300,31 +287,15 @@ impl Server {
         self.daemon.as_ref().map_or(0, |daemon| daemon.serial)
     }
 
-    /// Makes the child. `pid` is the pid namespace it is born in: a namespace file or a pidfd.
+    /// Makes the child.
     pub(super) fn clone_child(
         &self,
         flags: u64,
         cgroup: Option<BorrowedFd<'_>>,
-        pid: Option<BorrowedFd<'_>>,
         child: impl FnOnce(),
     ) -> SysResult<(i32, OwnedFd)> {
-        if let Some(pid) = pid {
-            // A pidfd and a namespace file are told apart by what setns accepts.
-            match sys::namespace::children_in(pid) {
-                Err(Errno::INVAL) => sys::namespace::join_process(pid, ns::PID)?,
-                other => other?,
-            }
-        }
         // SAFETY: this program has one thread, so the child may do whatever it could have done.
-        let cloned = unsafe { sys::process::clone3(flags, cgroup, false) };
-        if pid.is_some()
-            && !matches!(cloned, Ok(Cloned::Child))
-            && let Err(errno) = sys::namespace::children_in(&self.own_pid_namespace)
-        {
-            // The next container would be born in a stranger's namespace.
-            panic!("return to the own pid namespace: {errno}");
-        }
-        match cloned? {
+        match unsafe { sys::process::clone3(flags, cgroup, false) }? {
             Cloned::Child => {
                 child();
                 sys::process::exit_now(127)
@@ -374,13 +345,26 @@ impl Server {
     /// Reads what a child reports; at the end of the socket its start is complete.
     pub(super) fn read_report(&mut self, key: u32) {
         let Some(pending) = self.pending.get_mut(&key) else { return };
+        let mut left = REPORTS;
         loop {
+            if left == 0 {
+                // What a container sends must not keep the keeper busy.
+                return;
+            }
+            left -= 1;
             let mut bytes = [0; report::LEN + 1];
             match sys::socket::receive(&pending.report, &mut bytes) {
                 Ok((0, _)) => break,
                 Ok((len, fds)) => match report::decode(&bytes[..len]) {
                     // The first is the cause.
-                    Some((Severity::Failure, trouble)) => drop(pending.failure.get_or_insert(trouble)),
+                    Some((Severity::Failure, trouble)) => {
+                        pending.failure.get_or_insert(trouble);
+                        // A container may have a hand in a process that is ready, and then its end is not awaited.
+                        if pending.ready && pending.numbers().0 != 0 {
+                            break;
+                        }
+                    }
+                    Some(_) if pending.ready && pending.note.is_some() => {}
                     Some((Severity::Warning, trouble)) => {
                         pending.warnings.push(report::sentence(&pending.plan, trouble));
                     }
@@ -388,9 +372,10 @@ impl Server {
                     Some((Severity::Terminal, _)) => pending.terminal = fds.into_iter().next(),
                     Some((Severity::Born, _)) => {
                         if let Some(pidfd) = fds.into_iter().next() {
-                            let first = std::mem::replace(&mut pending.pidfd, pidfd);
-                            // It ends right after this report; nobody else reaps it.
-                            let _ = sys::process::wait(&first);
+                            if let Some(first) = pending.pidfd.replace(pidfd) {
+                                // It ends right after this report; nobody else reaps it.
+                                let _ = sys::process::wait(&first);
+                            }
                             pending.born = true;
                         }
                     }
@@ -407,19 +392,19 @@ impl Server {
 
     fn complete(&mut self, mut pending: Pending) {
         let (number, serial) = (pending.number, pending.serial);
-        let renumbered = if pending.born {
-            sys::process::pid_of(self.proc.fd(), &pending.pidfd).map(|pid| pending.pid = pid)
-        } else {
-            Ok(())
+        let ended = self.settle(&mut pending);
+        let renumbered = match &pending.pidfd {
+            Some(pidfd) if pending.born => {
+                sys::process::pid_of(self.proc.fd(), pidfd).map(|pid| pending.pid = pid)
+            }
+            _ => Ok(()),
         };
         let outcome = if matches!(pending.plan, Plan::Delegate(_)) {
             self.delegated(pending)
         } else if let Some(trouble) = pending.failure {
-            // It said its last word and exits; nobody else reaps it.
-            let _ = sys::process::wait(&pending.pidfd);
             Err(report::failure(&pending.plan, trouble))
-        } else if !pending.ready {
-            let how = match sys::process::wait(&pending.pidfd) {
+        } else if let Some(ended) = ended {
+            let how = match ended {
                 Ok(status) => super::server::exit_how(status).to_string(),
                 Err(errno) => report::words(errno),
             };
@@ -427,8 +412,10 @@ impl Server {
             Err(Failure { kind: FailureKind::Os(Errno::CHILD.raw_os_error()), message })
         } else if let Err(errno) = renumbered {
             // It may have ended already, but unseen it must not go on.
-            let _ = sys::process::pidfd_signal(&pending.pidfd, libc::SIGKILL);
-            let _ = sys::process::wait(&pending.pidfd);
+            if let Some(pidfd) = pending.pidfd {
+                let _ = sys::process::pidfd_signal(&pidfd, libc::SIGKILL);
+                self.leave(pidfd, None);
+            }
             Err(os("find the process id of the child", errno))
         } else if let Plan::Exec(plan) = &pending.plan {
             let (container, id) = (plan.container.clone(), plan.id.clone());
@@ -448,6 +435,32 @@ impl Server {
         self.reap_strays();
     }
 
+    /// Finds out which process the start brought, and reaps who only prepared it. Tells how a process ended that
+    /// was to run the program.
+    fn settle(&mut self, pending: &mut Pending) -> Option<SysResult<ExitStatus>> {
+        if matches!(pending.plan, Plan::Delegate(_)) {
+            return None;
+        }
+        if pending.note.is_none() {
+            // Either it said its last word and exits, or it has ended; nobody else reaps it.
+            let over = pending.failure.is_some() || !pending.ready;
+            return over.then(|| pending.pidfd.as_ref().map_or(Err(Errno::CHILD), sys::process::wait));
+        }
+        let (first, second) = pending.numbers();
+        let note = pending.note.take();
+        if pending.failure.is_some() {
+            // It exits, unless somebody in the container holds it.
+            self.kill_and_leave(second, None);
+            self.kill_and_leave(first, note);
+            return None;
+        }
+        // No container sees the first one, and it has closed its report.
+        let ended = sys::process::pidfd_open(first).and_then(sys::process::wait);
+        pending.pid = second;
+        pending.pidfd = (second > 0).then(|| sys::process::pidfd_open(second).ok()).flatten();
+        (!pending.ready || pending.pidfd.is_none()).then_some(ended)
+    }
+
     pub(super) fn exec_started(
         &mut self,
         pending: Pending,
@@ -456,14 +469,15 @@ impl Server {
     ) -> Result<(i32, Vec<OwnedFd>), Failure> {
         let what = format!("exec in {container}");
         let failed = |errno| os(what.clone(), errno);
-        let mut fds = vec![duplicate(&pending.pidfd).map_err(failed)?];
+        let pidfd = pending.pidfd.ok_or_else(|| failed(Errno::CHILD))?;
+        let mut fds = vec![duplicate(&pidfd).map_err(failed)?];
         if let Some(master) = pending.terminal {
             set_nonblocking(&master).map_err(failed)?;
             fds.push(master);
         }
         let key = self.new_key();
-        self.watch(&pending.pidfd, Source::Exec(key), EventFlags::IN).map_err(failed)?;
-        self.execs.insert(key, Exec { container, id, pidfd: pending.pidfd });
+        self.watch(&pidfd, Source::Exec(key), EventFlags::IN).map_err(failed)?;
+        self.execs.insert(key, Exec { container, id, pidfd });
         Ok((pending.pid, fds))
     }
 
@@ -492,7 +506,7 @@ impl Server {
             init,
             process,
             started_at: pending.started_at,
-            pidfd: Some(pending.pidfd),
+            pidfd: pending.pidfd,
             child: pending.child,
             exit: None,
             stdio,
@@ -536,7 +550,7 @@ fn duplicates(container: &Container) -> SysResult<(Streams, Vec<OwnedFd>)> {
 }
 
 /// The `CLONE_NEW*` bits of namespaces that the clone itself makes.
-fn new_flags(namespaces: crate::plan::Namespaces) -> u64 {
+pub(super) fn new_flags(namespaces: crate::plan::Namespaces) -> u64 {
     let kinds = [
         (namespaces.pid, ns::PID),
         (namespaces.net, ns::NET),
@@ -547,44 +561,4 @@ fn new_flags(namespaces: crate::plan::Namespaces) -> u64 {
         .into_iter()
         .filter(|(namespace, _)| *namespace == Namespace::New)
         .fold(0, |flags, (_, flag)| flags | flag)
-}
-
-fn joined(namespace: Namespace) -> Option<FdIndex> {
-    match namespace {
-        Namespace::Join(index) => Some(index),
-        Namespace::Host | Namespace::New => None,
-    }
-}
-
-fn launch_indexes(plan: &LaunchPlan) -> impl Iterator<Item = FdIndex> {
-    let namespaces = &plan.namespaces;
-    let joins = [namespaces.pid, namespaces.net, namespaces.ipc, namespaces.uts, namespaces.cgroup];
-    let attached = plan.steps.iter().filter_map(|step| match step {
-        Step::Attach { fd, .. } => Some(*fd),
-        _ => None,
-    });
-    attached
-        .chain(joins.into_iter().filter_map(joined))
-        .chain([plan.rootfs.fd])
-        .chain(plan.cgroup)
-        .chain(plan.log)
-        .chain(plan.user_namespace.map(|user| user.fd))
-}
-
-fn exec_indexes(plan: &ExecPlan) -> impl Iterator<Item = FdIndex> {
-    let streams = match plan.stdio {
-        ExecStdio::Streams { stdin, stdout, stderr } => [stdin, stdout, stderr],
-        ExecStdio::Terminal { .. } => [None; 3],
-    };
-    streams.into_iter().flatten().chain(plan.cgroup)
-}
-
-/// The child and `launch` index without checking again.
-pub(super) fn check_indexes(indexes: impl IntoIterator<Item = FdIndex>, count: usize) -> Result<(), Failure> {
-    match indexes.into_iter().find(|index| usize::from(index.0) >= count) {
-        Some(index) => {
-            Err(invalid(format!("the plan names descriptor {}, but {count} came with it", index.0)))
-        }
-        None => Ok(()),
-    }
 }

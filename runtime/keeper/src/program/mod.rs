@@ -9,13 +9,17 @@ pub mod connection;
 pub mod container;
 pub mod delegate;
 pub mod handover;
+pub mod indexes;
 pub mod isolate;
 pub mod launch;
+pub mod leaving;
 pub mod log;
+pub mod orders;
 pub mod report;
 pub mod requests;
 pub mod server;
 pub mod upgrade;
+pub mod usher;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -26,7 +30,7 @@ use sys::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// The command line makes no sense.
-    #[error("usage: orlop-keeper --socket PATH | init")]
+    #[error("usage: orlop-keeper --socket PATH | init DESCRIPTOR | usher DESCRIPTOR")]
     Usage,
     /// Another keeper answers at the socket.
     #[error("a keeper already listens at {0}")]
@@ -54,7 +58,8 @@ pub(crate) fn step<T>(step: &'static str, result: sys::Result<T>) -> Result<T, P
 enum Mode {
     Listen(PathBuf),
     Resume(i32),
-    Init,
+    Init(i32),
+    Usher(i32),
 }
 
 fn parse(args: &[OsString]) -> Result<Mode, ProgramError> {
@@ -64,7 +69,10 @@ fn parse(args: &[OsString]) -> Result<Mode, ProgramError> {
         [flag, fd, ..] if flag == "--resume" => {
             fd.to_str().and_then(|fd| fd.parse().ok()).map(Mode::Resume).ok_or(ProgramError::Usage)
         }
-        [word] if word == "init" => Ok(Mode::Init),
+        [word, fd] if word == "init" || word == "usher" => {
+            let mode = if word == "init" { Mode::Init } else { Mode::Usher };
+            fd.to_str().and_then(|fd| fd.parse().ok()).map(mode).ok_or(ProgramError::Usage)
+        }
         _ => Err(ProgramError::Usage),
     }
 }
@@ -92,9 +100,17 @@ pub fn run(args: &[OsString]) -> Result<(), ProgramError> {
             step("set the name", rustix::thread::set_name(c"orlop-keeper"))?;
             upgrade::resume(fd)?.run()
         }
-        Mode::Init => {
+        Mode::Usher(fd) => {
+            step("set the name", rustix::thread::set_name(c"orlop-usher"))?;
+            usher::run(fd)
+        }
+        Mode::Init(report) => {
+            // SAFETY: the keeper gave this program the number, and nothing else here has used it yet.
+            let report = step("take the report", unsafe { sys::process::inherited(report) })?;
             step("set the name", rustix::thread::set_name(c"orlop-init"))?;
             become_nobody()?;
+            // Only now others may come into the namespace, who could trace this process.
+            drop(report);
             sys::process::reap_for_ever()
         }
     }
@@ -125,7 +141,8 @@ mod tests {
         let args = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         assert_eq!(parse(&args(&["--socket", "/run/s"])).unwrap(), Mode::Listen("/run/s".into()));
         assert_eq!(parse(&args(&["--resume", "7", "--socket", "/run/s"])).unwrap(), Mode::Resume(7));
-        assert_eq!(parse(&args(&["init"])).unwrap(), Mode::Init);
+        assert_eq!(parse(&args(&["init", "5"])).unwrap(), Mode::Init(5));
+        assert_eq!(parse(&args(&["usher", "4"])).unwrap(), Mode::Usher(4));
         assert!(parse(&args(&["--resume", "x", "--socket", "/run/s"])).is_err());
         assert!(parse(&[]).is_err());
     }

@@ -52,12 +52,18 @@ macro_rules! numbered {
 numbered! {
     /// What the child was doing. Where the plan has a list, the report's index says which.
     Stage {
+        /// The session keyring.
+        Keyring => "make a session keyring",
         /// setsid and the controlling terminal.
         Session => "start a session",
         /// The OOM score.
         OomScore => "set oom_score_adj",
         /// Joining or making a namespace.
         Namespace => "enter a namespace",
+        /// Finding the procfs of a pid namespace.
+        Procfs => "find the procfs of the processes that it shares",
+        /// Going into the pid namespace of others.
+        Enter => "enter the process namespace",
         /// Joining a user namespace and becoming its root.
         Users => "enter the user namespace",
         /// The host name.
@@ -174,6 +180,8 @@ numbered! {
         Wait => "waitid",
         /// See its name.
         Accept => "accept",
+        /// See its name.
+        Keyctl => "keyctl",
     }
 }
 
@@ -276,6 +284,12 @@ pub fn failure(plan: &Plan, trouble: Trouble) -> Failure {
     if let Plan::Delegate(plan) = plan {
         return delegate::failure(plan, trouble);
     }
+    if let Plan::Exec(plan) = plan
+        && (trouble.stage, trouble.errno) == (Stage::Namespace, Errno::SRCH)
+    {
+        let message = format!("exec in {}: the container has exited", plan.container);
+        return Failure { kind: FailureKind::WrongState, message };
+    }
     if trouble.stage == Stage::Exec
         && let Some(process) = plan.process()
     {
@@ -296,6 +310,8 @@ pub fn sentence(plan: &Plan, trouble: Trouble) -> String {
             "it leads into procfs, where only single files such as /proc/cpuinfo may be covered".to_owned()
         }
         (Stage::Cwd, Errno::NOTDIR) => "is not a directory".to_owned(),
+        (Stage::Procfs, Errno::NODEV) => "their own /proc is hidden, or is of other processes".to_owned(),
+        (Stage::Enter, Errno::NOMEM) => "no memory, or its first process has ended".to_owned(),
         (_, errno) => words(errno),
     };
     if trouble.op == Op::Check {

@@ -12,7 +12,9 @@ use sys::sysctl::Procfs;
 use super::connection::Connection;
 use super::container::{CHUNK, Container};
 use super::launch::Pending;
+use super::leaving::Leaving;
 use super::log::Stream;
+use super::orders::Usher;
 use super::{ProgramError, step};
 use crate::protocol::{Event, Exit, ExitHow, ToDaemon, UnixNanos};
 use crate::wire;
@@ -38,6 +40,8 @@ pub enum Source {
     Exec(u32),
     /// Signals of children's ends, for those that were not started here.
     Children,
+    /// A process that ends.
+    Leaving(u32),
 }
 
 impl Source {
@@ -51,6 +55,7 @@ impl Source {
             Source::Output(key, Stream::Stderr) => (5, key),
             Source::Exec(key) => (6, key),
             Source::Children => (7, 0),
+            Source::Leaving(key) => (8, key),
         };
         kind << 32 | u64::from(key)
     }
@@ -66,6 +71,7 @@ impl Source {
             5 => Source::Output(key, Stream::Stderr),
             6 => Source::Exec(key),
             7 => Source::Children,
+            8 => Source::Leaving(key),
             _ => return None,
         })
     }
@@ -91,11 +97,13 @@ pub struct Server {
     pub(super) containers: BTreeMap<u32, Container>,
     pub(super) execs: BTreeMap<u32, Exec>,
     pub(super) pending: BTreeMap<u32, Pending>,
+    pub(super) leaving: BTreeMap<u32, Leaving>,
+    /// Leads processes into containers; made when it is needed.
+    pub(super) usher: Option<Usher>,
     /// The request and the binary of an upgrade that waits for starting children.
     pub(super) upgrade: Option<(u64, OwnedFd)>,
     pub(super) next_key: u32,
     pub(super) proc: Procfs,
-    pub(super) own_pid_namespace: OwnedFd,
     pub(super) program: OwnedFd,
     pub(super) quit: bool,
     /// Signals of children's ends; only once something was delegated.
@@ -117,7 +125,6 @@ impl Server {
 
         let proc = step("mount a private procfs", Procfs::open())?;
         let open = |path, flags| rustix::fs::openat(proc.fd(), path, flags | OFlags::CLOEXEC, Mode::empty());
-        let own_pid_namespace = step("open the own pid namespace", open(c"self/ns/pid", OFlags::RDONLY))?;
         let program = step("open the own program", open(c"self/exe", OFlags::PATH))?;
         let mut server = Server {
             epoll: step("create an epoll", epoll::create(epoll::CreateFlags::CLOEXEC))?,
@@ -126,10 +133,11 @@ impl Server {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             pending: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            usher: None,
             upgrade: None,
             next_key: 1,
             proc,
-            own_pid_namespace,
             program,
             quit: false,
             signals: None,
@@ -153,7 +161,9 @@ impl Server {
     pub fn run(mut self) -> Result<(), ProgramError> {
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); 64];
         while !self.quit {
-            let ready: Vec<(u64, EventFlags)> = match epoll::wait(&self.epoll, &mut space[..], None) {
+            let limit = self.next_deadline().and_then(|limit| limit.try_into().ok());
+            let ready: Vec<(u64, EventFlags)> = match epoll::wait(&self.epoll, &mut space[..], limit.as_ref())
+            {
                 Ok((events, _)) => events.iter().map(|event| (event.data.u64(), event.flags)).collect(),
                 Err(Errno::INTR) => continue,
                 Err(source) => return Err(ProgramError::Os { step: "wait for events", source }),
@@ -163,6 +173,7 @@ impl Server {
                     self.handle(source, flags);
                 }
             }
+            self.end_overdue();
             if self.pending.is_empty()
                 && let Some((number, binary)) = self.upgrade.take()
             {
@@ -181,12 +192,19 @@ impl Server {
             Source::Output(key, stream) => self.output_ready(key, stream),
             Source::Exec(key) => self.exec_ready(key),
             Source::Children => self.children_ended(),
+            Source::Leaving(key) => self.left(key),
         }
     }
 
     /// Adds a descriptor to the epoll set. It leaves the set when it is closed.
     pub(super) fn watch(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> sys::Result<()> {
         epoll::add(&self.epoll, fd, EventData::new_u64(source.token()), flags)
+    }
+
+    /// Takes a descriptor out of the epoll set. A pidfd that the daemon has a copy of would stay, and be ready for ever.
+    pub(super) fn unwatch(&self, fd: impl AsFd) {
+        // One that is not in the set is fine.
+        let _ = epoll::delete(&self.epoll, fd);
     }
 
     /// A key that was never used.
@@ -276,12 +294,20 @@ impl Server {
     }
 
     pub(super) fn process_ready(&mut self, key: u32, flags: EventFlags) {
-        let Some(container) = self.containers.get_mut(&key) else { return };
+        let Some(container) = self.containers.get(&key) else { return };
         let Some(pidfd) = &container.pidfd else { return };
+        let mut held = false;
         let how = if container.child {
             match sys::process::reap(pidfd) {
                 Ok(Some(status)) => exit_how(status),
-                Ok(None) | Err(Errno::INTR) => return,
+                Err(Errno::INTR) => return,
+                Ok(None) => match self.held_status(pidfd) {
+                    Some(status) => {
+                        held = true;
+                        exit_how(status)
+                    }
+                    None => return,
+                },
                 Err(_) => ExitHow::Unknown,
             }
         } else {
@@ -298,6 +324,12 @@ impl Server {
                 Ok(None) | Err(_) => ExitHow::Unknown,
             }
         };
+        let pidfd = self.containers.get_mut(&key).and_then(|container| container.pidfd.take());
+        match pidfd {
+            Some(pidfd) if held => self.leave(pidfd, None),
+            Some(pidfd) => self.unwatch(pidfd),
+            None => {}
+        }
         self.ended(key, how);
     }
 
@@ -317,12 +349,20 @@ impl Server {
 
     pub(super) fn exec_ready(&mut self, key: u32) {
         let Some(exec) = self.execs.get(&key) else { return };
-        let how = match sys::process::reap(&exec.pidfd) {
-            Ok(Some(status)) => exit_how(status),
-            Ok(None) | Err(Errno::INTR) => return,
-            Err(_) => ExitHow::Unknown,
+        let (how, held) = match sys::process::reap(&exec.pidfd) {
+            Ok(Some(status)) => (exit_how(status), false),
+            Err(Errno::INTR) => return,
+            Ok(None) => match self.held_status(&exec.pidfd) {
+                Some(status) => (exit_how(status), true),
+                None => return,
+            },
+            Err(_) => (ExitHow::Unknown, false),
         };
         if let Some(exec) = self.execs.remove(&key) {
+            match held {
+                true => self.leave(exec.pidfd, None),
+                false => self.unwatch(exec.pidfd),
+            }
             let oom_killed = self.find(&exec.container).is_some_and(|(_, container)| container.oom_killed())
                 && how == ExitHow::Signal(libc::SIGKILL);
             let exit = Exit { how, oom_killed, at: now() };
@@ -395,6 +435,7 @@ mod tests {
             Source::Output(7, Stream::Stderr),
             Source::Exec(u32::MAX),
             Source::Children,
+            Source::Leaving(7),
         ];
         for source in sources {
             assert_eq!(Source::from_token(source.token()), Some(source));

@@ -86,6 +86,8 @@ impl Server {
             self.upgrade = Some((number, binary));
             return;
         }
+        // The new program makes one of its own kind.
+        self.dismiss_usher();
         let errno = match self.save(number) {
             Ok((memfd, numbers)) => {
                 let set = |flags: FdFlags| {

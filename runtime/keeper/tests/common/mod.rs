@@ -186,6 +186,7 @@ impl Fixture {
                 uts: Namespace::New,
                 cgroup: Namespace::New,
             },
+            procfs_of: None,
             user_namespace: None,
             cgroup: Some(cgroup),
             hostname: Some(c("box")),

@@ -18,6 +18,7 @@ fn exec_plan(container: &str, id: &str, args: &[&str]) -> ExecPlan {
         cgroup: None,
         oom_score_adj: None,
         stream_owner: None,
+        patience: None,
     }
 }
 
@@ -102,4 +103,110 @@ keeper_test!(many_at_once, f, {
     for _ in 0..20 {
         assert_eq!(f.exit().await.1.how, ExitHow::Code(0));
     }
+});
+
+keeper_test!(each_process_that_is_started_has_a_session_keyring_of_its_own, f, {
+    if !std::path::Path::new("/proc/keys").exists() {
+        println!("skipped: this kernel has no keyrings");
+        return;
+    }
+    // Others of the same user see nothing of it, so what is listed is its own.
+    let script = "grep '3f000000 .*keyring *_ses' /proc/keys";
+    let mut found = Vec::new();
+    for id in ["one", "two"] {
+        let mut plan = f.plan(id, &format!("{script}; sleep 1000"));
+        plan.0.masked_paths.clear();
+        f.start(plan).await;
+        crate::common::eventually("its keyring is listed", || !f.lines(id).is_empty()).await;
+        found.extend(f.lines(id));
+    }
+    let (_, of_exec) = run(&mut f, "one", "x", script).await;
+    found.extend(of_exec.lines().map(|line| format!("stdout F {line}")));
+    assert_eq!(found.len(), 3, "{found:?}");
+    let serials: std::collections::BTreeSet<_> = found.iter().map(|line| line.split(' ').nth(2)).collect();
+    assert_eq!(serials.len(), 3, "{found:?}");
+});
+
+keeper_test!(a_filter_that_forbids_the_last_steps_is_in_force_and_does_not_hinder_them, f, {
+    let plan = f.plan("box", "sleep 1000");
+    f.start(plan).await;
+    // setsid, clone3, ioctl and write give EPERM; the rest is allowed. The program's own writes are writev.
+    let calls = [libc::SYS_setsid, libc::SYS_clone3, libc::SYS_ioctl, libc::SYS_write];
+    let mut filter = vec![(0x20_u16, 0_u8, 0_u8, 0_u32)];
+    for (at, call) in calls.into_iter().enumerate() {
+        filter.push((0x15, (calls.len() - at) as u8, 0, call as u32));
+    }
+    filter.push((0x06, 0, 0, 0x7fff_0000));
+    filter.push((0x06, 0, 0, 0x0005_0000 | 1));
+    let mut program = Vec::new();
+    for (code, yes, no, k) in filter {
+        program.extend(code.to_ne_bytes());
+        program.extend([yes, no]);
+        program.extend(k.to_ne_bytes());
+    }
+    for no_new_privileges in [true, false] {
+        let mut plan = exec_plan("box", "x", &["sh", "-c", "stty size; exit $(($? + 10))"]);
+        plan.process.seccomp = Some(Seccomp { program: program.clone(), flags: 0 });
+        plan.process.no_new_privileges = no_new_privileges;
+        plan.stdio = ExecStdio::Terminal { columns: 80, rows: 24 };
+        let reply = f.keeper.exec(plan, Fds::default()).await.unwrap();
+        assert!(reply.terminal.is_some());
+        let code = f.exit().await.1.how.shell_code();
+        assert!(code > 10, "the filter is not in force: {code}");
+        // What goes wrong after the filter is told, too.
+        let mut plan = exec_plan("box", "y", &["nope"]);
+        plan.process.seccomp = Some(Seccomp { program: program.clone(), flags: 0 });
+        plan.process.no_new_privileges = no_new_privileges;
+        let refused = f.keeper.exec(plan, Fds::default()).await.unwrap_err().to_string();
+        assert!(refused.contains("not found in $PATH"), "{refused}");
+    }
+});
+
+keeper_test!(an_usher_that_is_killed_is_replaced, f, {
+    let plan = f.plan("box", "sleep 1000");
+    f.start(plan).await;
+    assert_eq!(run(&mut f, "box", "a", "exit 3").await.0, 3);
+    let keeper = f.keeper_pid();
+    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+    let usher = children
+        .split_whitespace()
+        .find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "orlop-usher\n")
+        })
+        .expect("there is one");
+    let pidfd = sys::process::pidfd_open(usher.parse().unwrap()).unwrap();
+    sys::process::pidfd_signal(&pidfd, 9).unwrap();
+    crate::common::eventually("its socket is closed", || {
+        std::fs::read_to_string(format!("/proc/{usher}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    })
+    .await;
+    assert_eq!(run(&mut f, "box", "b", "exit 4").await.0, 4);
+});
+
+keeper_test!(long_argument_lists_arrive_and_too_long_ones_are_refused, f, {
+    let long = |count: usize| {
+        let mut args =
+            vec!["sh".to_owned(), "-c".to_owned(), "test $# = $0 && test ${#1} = 100000".to_owned()];
+        args.push(count.to_string());
+        args.extend(std::iter::repeat_n("x".repeat(100_000), count));
+        args
+    };
+    // 1 MB of arguments and as much environment; then more than the kernel takes.
+    let args = long(10);
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (mut plan, fds) = f.plan_args("long", &words);
+    plan.process.args[0] = c("/bin/sh");
+    assert_eq!(f.run((plan, fds)).await.0, 0);
+    let plan = f.plan("box", "sleep 1000");
+    f.start(plan).await;
+    f.keeper.exec(exec_plan("box", "x", &words), Fds::default()).await.unwrap();
+    assert_eq!(f.exit().await.1.how, ExitHow::Code(0));
+    let args = long(70);
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let refused = f.keeper.exec(exec_plan("box", "y", &words), Fds::default()).await.unwrap_err().to_string();
+    assert!(refused.contains("exec \"sh\": argument list too long"), "{refused}");
+    let (mut plan, fds) = f.plan_args("longer", &words);
+    plan.process.args[0] = c("/bin/sh");
+    let refused = f.keeper.launch(plan, fds).await.unwrap_err().to_string();
+    assert!(refused.contains("argument list too long"), "{refused}");
 });

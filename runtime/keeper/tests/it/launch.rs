@@ -262,31 +262,60 @@ keeper_test!(a_shared_pid_namespace_has_an_init, f, {
         InitPlan { id: "init".to_owned(), cgroup, namespaces: Namespaces::default(), user_namespace: None };
     let init = f.keeper.launch_init(init, fds).await.unwrap();
     let pid = init.launched.process.pid;
-    crate::common::eventually("the init has nothing left", || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let wanted = [
-            "Name:\torlop-init",
-            "CapPrm:\t0000000000000000",
-            "CapBnd:\t0000000000000000",
-            "Uid:\t65534\t65534",
-            "NoNewPrivs:\t1",
-        ];
-        wanted.iter().all(|part| status.contains(part))
-    })
-    .await;
-
-    let mut plan = f.plan("member", "ps | grep -c orlop-init; echo pid $$; (sleep 0 & exec true)");
-    let ns = sys::namespace::open(format!("/proc/{pid}/ns/pid").as_ref()).unwrap();
-    plan.0.namespaces.pid = Namespace::Join(plan.1.add(ns));
+    // At once: nobody may come into its namespace before.
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for part in [
+        "Name:\torlop-init",
+        "CapPrm:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "Uid:\t65534\t65534",
+        "NoNewPrivs:\t1",
+    ] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    let join = |plan: &mut (LaunchPlan, Fds), pid: i32| {
+        let open = |kind| sys::namespace::open(format!("/proc/{pid}/ns/{kind}").as_ref()).unwrap();
+        plan.0.namespaces.pid = Namespace::Join(plan.1.add(open("pid")));
+        plan.0.procfs_of = Some(plan.1.add(open("mnt")));
+    };
+    let mut plan =
+        f.plan("member", "ps | grep -c orlop-init; echo pid $$; ls -d /proc/1; (sleep 0 & exec true)");
+    join(&mut plan, pid);
     f.start(plan).await;
     assert_eq!(f.exit().await.0, "member");
     let lines = f.lines("member");
+    assert_eq!(lines.len(), 3, "{lines:?}");
     assert_ne!(lines[1], "stdout F pid 1", "{lines:?}");
+    assert_eq!(lines[2], "stdout F /proc/1");
 
-    // By pidfd as well.
-    let mut plan = f.plan("second", "echo $$");
-    plan.0.namespaces.pid = Namespace::Join(plan.1.add(init.pidfd));
+    // One that shares the processes of another container, with a terminal.
+    let mut plan = f.plan("target", "sleep 1000");
+    join(&mut plan, pid);
+    let target = f.start(plan).await.launched.process.pid;
+    let mut plan = f.plan("second", "ps | grep -c 'sleep 1000'; tty; grep Seccomp_filters /proc/self/status");
+    join(&mut plan, target);
+    plan.0.stdio = Stdio::Terminal { columns: 80, rows: 24 };
     assert_eq!(f.run(plan).await.0, 0);
+    let lines = f.lines("second");
+    assert!(
+        lines.iter().any(|line| line.contains("/dev/pts/0") || line.contains("/dev/console")),
+        "{lines:?}"
+    );
+
+    // A procfs of other processes is refused.
+    let mut plan = f.plan("mixed", "true");
+    plan.0.stdio = Stdio::Null;
+    let alone = f.plan("alone", "sleep 1000");
+    let alone = f.start(alone).await.launched.process.pid;
+    join(&mut plan, pid);
+    let other = sys::namespace::open(format!("/proc/{alone}/ns/mnt").as_ref()).unwrap();
+    plan.0.procfs_of = Some(plan.1.add(other));
+    let refused = f.keeper.launch(plan.0, plan.1).await.unwrap_err().to_string();
+    assert!(refused.contains("their own /proc is hidden"), "{refused}");
+    for id in ["target", "alone"] {
+        f.keeper.signal(id, libc::SIGKILL, SignalTarget::Main).await.unwrap();
+        f.exit().await;
+    }
     f.keeper.signal("init", libc::SIGKILL, SignalTarget::Main).await.unwrap();
     assert_eq!(f.exit().await.0, "init");
 });

@@ -62,6 +62,7 @@ keeper_test!(an_upgrade_is_noticed_by_nobody, f, {
         cgroup: None,
         oom_score_adj: None,
         stream_owner: None,
+        patience: None,
     };
     f.keeper.exec(exec, Fds::default()).await.unwrap();
     let streams = f.keeper.attach("cat", false, true, false).await.unwrap();

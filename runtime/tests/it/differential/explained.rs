@@ -108,12 +108,6 @@ const DIFFERENCES: &[Difference] = &[
         row: "both ways",
         why: "runc's root is no shared mount when what it got was private; the volume is shared in both",
     },
-    Difference {
-        by: &[],
-        lines: &["masked: /proc/keys file"],
-        row: "privileged",
-        why: "runc and crun give each container a session keyring of its own, which is listed; ours has none of its own yet",
-    },
 ];
 
 /// The reason of a difference: `-` is seen by our containers only, `+` by the other runtime's only.

@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Gid, Uid};
+use rustix::process::{DumpableBehavior, Gid, Uid};
 use rustix::thread as thread_calls;
 use sys::Errno;
 use sys::caps;
@@ -38,6 +38,8 @@ impl Job<'_> {
         caps::keep_over_setuid(true).at(Stage::Capabilities, Op::Prctl)?;
         let entered = enter_directory(root, process);
         change_user(process)?;
+        // Changing the user made it what the system's setting says.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).at(Stage::User, Op::Prctl)?;
         match entered {
             // Root may be squashed on a network filesystem where the user is not.
             Err(Errno::ACCESS | Errno::PERM) => {
@@ -64,11 +66,15 @@ impl Job<'_> {
         self.report.set(close_all_but(self.report.get())?);
         let process = self.process();
         let ambient = process.capabilities.ambient & last.permitted;
-        let install = || match &process.seccomp {
-            Some(filter) => {
+        let install = || match (&process.seccomp, &self.entry) {
+            (Some(filter), None) => {
                 sys::seccomp::install(&filter.program, filter.flags).at(Stage::Seccomp, Op::Seccomp)
             }
-            None => Ok(()),
+            (Some(filter), Some(entry)) => {
+                let program = sys::seccomp::with_passage(&filter.program, entry.key);
+                sys::seccomp::install(&program, filter.flags).at(Stage::Seccomp, Op::Seccomp)
+            }
+            (None, _) => Ok(()),
         };
         if process.no_new_privileges {
             caps::set(last).at(Stage::Capabilities, Op::Capset)?;

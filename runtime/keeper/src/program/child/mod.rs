@@ -1,12 +1,17 @@
 //! The child between clone and exec: system calls only, straight from the plan.
 //!
-//! Guarantees: nothing is allocated and no lock is taken; whatever fails is reported with its
-//! place, and the child ends. When the program runs, every descriptor above 2 is closed.
+//! A child in a new pid namespace, or in the node's, is the program's own process. One that is to run in a pid
+//! namespace with others in it stays in the node's, out of their sight, and goes in last of all ([`Entry`]).
+//!
+//! Guarantees: nothing is allocated (but by a child of the usher) and no lock is taken; whatever fails is reported
+//! with its place, and the child ends. When the program runs, every descriptor above 2 is closed.
 //! Assumes: the parent is single-threaded and made everything ready in a [`Job`].
 
 mod identity;
+pub mod init;
 mod label;
 mod paths;
+mod procfs;
 mod root;
 pub mod stage;
 pub mod users;
@@ -17,6 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::OFlags;
 use sys::Errno;
+use sys::entry::{self, Key, Note, Side};
 use sys::process::Strings;
 use sys::sysctl::Procfs;
 
@@ -66,12 +72,21 @@ pub struct Job<'a> {
     pub proc: &'a Procfs,
     /// Descriptors of the plan.
     pub fds: &'a [OwnedFd],
-    /// All descriptors that this job uses, ascending: see [`Job::keep`].
-    pub keep: Vec<RawFd>,
     /// `CLONE_NEW*` bits of what a child in a user namespace is born into.
     pub flags: u64,
+    /// How the program gets into a pid namespace that others are in.
+    pub entry: Option<Entry>,
     /// Soft and hard limit of open files, unless the plan says otherwise.
     pub descriptor_limit: (u64, u64),
+}
+
+/// The way into a pid namespace in which others may trace what comes.
+#[derive(Debug)]
+pub struct Entry {
+    /// Tells the keeper who went in.
+    pub note: Note,
+    /// Passes the program's own filter.
+    pub key: Key,
 }
 
 impl Job<'_> {
@@ -80,34 +95,43 @@ impl Job<'_> {
         let ready = |rest| {
             // Sent before a filter could forbid it. A child that ends without it never ran its program.
             let place = Trouble { stage: Stage::Exec, op: Op::Send, index: 0, errno: Errno::PIPE };
-            self.send(Severity::Ready, place, None);
+            if !self.send(Severity::Ready, place, None) {
+                // The keeper gave it up, so nobody would know of it.
+                return Err(place);
+            }
             self.restrict(rest)
         };
-        let trouble = match self.prepare().and_then(ready) {
+        let done = self.prepare().and_then(ready).and_then(|()| self.go_inside());
+        let trouble = match done {
             Ok(()) => self.run_program(),
             Err(trouble) => trouble,
         };
-        self.send(Severity::Failure, trouble, None);
+        match &self.entry {
+            // The filter is in force. If nobody listens any more, nobody waits.
+            Some(Entry { key, .. }) => {
+                let _ = entry::tell(self.report.get(), &report::encode(Severity::Failure, trouble), *key);
+            }
+            None => drop(self.send(Severity::Failure, trouble, None)),
+        }
         sys::process::exit_now(127)
     }
 
-    /// Fills in which descriptors the job uses. A child that is born among the container's
-    /// processes closes all others first of all, so that a process that may trace it finds none
-    /// of the keeper's. (A child in a pid namespace of its own is seen by nobody.)
-    pub fn keep(mut self) -> Self {
-        let streams = match &self.streams {
-            Streams::Given(given) => *given,
-            Streams::Terminal(..) => [None; 3],
-        };
-        let target = match &self.task {
-            Task::Exec { target, .. } => Some(*target),
-            Task::Launch(_) => None,
-        };
-        let single = [Some(self.report.get()), Some(self.proc.fd().as_fd()), target];
-        let borrowed = streams.into_iter().chain(single).flatten().map(|fd| fd.as_raw_fd());
-        self.keep = borrowed.chain(self.fds.iter().map(AsRawFd::as_raw_fd)).collect();
-        self.keep.sort_unstable();
-        self
+    /// Goes on as a copy inside of the pid namespace. From here on a container may hold and change this process.
+    fn go_inside(&self) -> Result<(), Trouble> {
+        let Some(Entry { note, key }) = &self.entry else { return Ok(()) };
+        // SAFETY: this process has one thread.
+        match unsafe { entry::go_inside(note, *key) }.at(Stage::Enter, Op::Clone)? {
+            Side::Outside => sys::process::exit_now(0),
+            Side::Inside => {
+                entry::start_session(*key).at(Stage::Session, Op::Setsid)?;
+                match self.streams {
+                    Streams::Terminal(..) => {
+                        entry::take_terminal(rustix::stdio::stdin(), *key).at(Stage::Session, Op::Ioctl)
+                    }
+                    Streams::Given(_) => Ok(()),
+                }
+            }
+        }
     }
 
     fn process(&self) -> &ProcessPlan {
@@ -123,21 +147,18 @@ impl Job<'_> {
     }
 
     fn prepare(&self) -> Result<identity::Restrictions, Trouble> {
-        if !self.keep.is_empty() {
-            // SAFETY: what this child uses is in `keep`; other owners never run again here.
-            unsafe { sys::fs::close_all_but(&self.keep) }.at(Stage::Descriptors, Op::CloseRange)?;
-        }
         sys::process::reset_signals();
+        // With the node's quota, not that of a pod's users.
+        sys::keyring::own_session().at(Stage::Keyring, Op::Keyctl)?;
         rustix::process::umask(rustix::fs::Mode::empty());
         match &self.task {
             Task::Launch(plan) => {
                 self.set_oom_score(plan.oom_score_adj)?;
-                if let Some(user) = &plan.user_namespace {
-                    self.be_born_among(user)?;
-                }
+                let procfs = self.find_procfs(plan)?;
+                self.leave_the_nodes(plan)?;
                 rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
                 self.enter_namespaces(plan)?;
-                let mut early = root::Early::make(plan)?;
+                let mut early = root::Early::make(plan, procfs)?;
                 let root = root::enter(self, plan)?;
                 root::write_sysctls(plan)?;
                 root::carry_out_steps(self, plan, root.as_fd(), &mut early)?;
@@ -150,7 +171,8 @@ impl Job<'_> {
                 rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
                 self.set_oom_score(plan.oom_score_adj)?;
                 use sys::process::ns;
-                let kinds = ns::MOUNT | ns::CGROUP | ns::UTS | ns::IPC | ns::NET;
+                // The pid namespace is that of children only: see `go_inside`.
+                let kinds = ns::MOUNT | ns::CGROUP | ns::UTS | ns::IPC | ns::NET | ns::PID;
                 match plan.stream_owner {
                     None => sys::namespace::join_process(target, kinds).at(Stage::Namespace, Op::Setns)?,
                     Some(owner) => {
@@ -165,6 +187,26 @@ impl Job<'_> {
                 self.become_user(root.as_fd())
             }
         }
+    }
+
+    /// Goes on in new namespaces, and in the user namespace if there is one.
+    fn leave_the_nodes(&self, plan: &LaunchPlan) -> Result<(), Trouble> {
+        if let (Namespace::Join(fd), Some(_)) = (plan.namespaces.pid, &self.entry) {
+            // For children only: see `go_inside`.
+            sys::namespace::children_in(self.fd(fd)).at(Stage::Namespace, Op::Setns)?;
+        }
+        match (&plan.user_namespace, &self.entry) {
+            (Some(user), None) => self.be_born_among(user),
+            (Some(user), Some(_)) => self.move_among(user),
+            (None, Some(_)) => self.unshare_all(),
+            // The clone did it.
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn unshare_all(&self) -> Result<(), Trouble> {
+        let flags = rustix::thread::UnshareFlags::from_bits_retain(self.flags as u32);
+        sys::namespace::unshare(flags).at(Stage::Namespace, Op::Unshare)
     }
 
     fn set_oom_score(&self, score: Option<i32>) -> Result<(), Trouble> {
@@ -183,7 +225,7 @@ impl Job<'_> {
 
     fn enter_namespaces(&self, plan: &LaunchPlan) -> Result<(), Trouble> {
         let namespaces = &plan.namespaces;
-        // The pid namespace was the parent's work: it is decided by the clone.
+        // The pid namespace is decided by the clone.
         let joins = [namespaces.net, namespaces.ipc, namespaces.uts, namespaces.cgroup];
         for (index, namespace) in joins.into_iter().enumerate() {
             if let Namespace::Join(fd) = namespace {
@@ -252,7 +294,9 @@ impl Job<'_> {
                 for number in 0..3 {
                     place(slave.as_fd(), number)?;
                 }
-                sys::process::set_controlling_terminal(&slave).at(Stage::Session, Op::Ioctl)?;
+                if self.entry.is_none() {
+                    sys::process::set_controlling_terminal(&slave).at(Stage::Session, Op::Ioctl)?;
+                }
                 let place = Trouble { stage: Stage::Console, op: Op::Send, index: 0, errno: Errno::PIPE };
                 let sent = self.send(Severity::Terminal, place, Some(master.as_fd()));
                 if sent { Ok(()) } else { Err(place) }

@@ -67,10 +67,10 @@ pub fn carry_out_steps(
 pub struct Early([Option<(usize, OwnedFd)>; 4]);
 
 impl Early {
-    /// Makes them, for a container with a user namespace.
-    pub fn make(plan: &LaunchPlan) -> Result<Early> {
+    /// Makes them, for a container with a user namespace. `procfs` is the one of a pid namespace that is joined.
+    pub fn make(plan: &LaunchPlan, mut procfs: Option<OwnedFd>) -> Result<Early> {
         let mut early = Early::default();
-        if plan.user_namespace.is_none() {
+        if plan.user_namespace.is_none() && procfs.is_none() {
             return Ok(early);
         }
         let mut places = early.0.iter_mut();
@@ -81,7 +81,11 @@ impl Early {
             }
             let failed = |(op, errno)| Trouble { stage: Stage::Step, op, index: index as u32, errno };
             let place = places.next().ok_or((Op::Check, Errno::TOOBIG)).map_err(failed)?;
-            let mounted = filesystem(fstype, source.as_deref(), options, *attributes).map_err(failed)?;
+            let found = if fstype.as_c_str() == c"proc" { procfs.take() } else { None };
+            let mounted = match found {
+                Some(found) => super::procfs::adapt(found, *attributes).map_err(failed)?,
+                None => filesystem(fstype, source.as_deref(), options, *attributes).map_err(failed)?,
+            };
             *place = Some((index, mounted));
         }
         Ok(early)

@@ -31,6 +31,16 @@ impl Job<'_> {
         become_root()
     }
 
+    /// Goes on as the root of the user namespace, in new namespaces that belong to it; but the pid namespace is one
+    /// that others are in, and comes later.
+    pub(super) fn move_among(&self, user: &UserNamespace) -> Result<()> {
+        self.use_node_rights(user.stream_owner)?;
+        show_kernel_filesystems()?;
+        sys::namespace::join(self.fd(user.fd)).at(Stage::Users, Op::Setns)?;
+        self.unshare_all()?;
+        become_root()
+    }
+
     /// What the node's root may do and the namespace's may not: give pipes away, raise limits.
     pub(super) fn use_node_rights(&self, stream_owner: u32) -> Result<()> {
         if let Streams::Given(given) = self.streams {
@@ -76,7 +86,7 @@ pub fn become_root() -> Result<()> {
 pub const STAGE: &std::ffi::CStr = c"/rootfs/root";
 
 /// Makes a mount namespace that shows a procfs and a sysfs, and a place for the root filesystem.
-fn show_kernel_filesystems() -> Result<()> {
+pub(super) fn show_kernel_filesystems() -> Result<()> {
     sys::namespace::unshare(thread_calls::UnshareFlags::NEWNS).at(Stage::Namespace, Op::Unshare)?;
     let options = [FsOption::Value(c"mode", c"755"), FsOption::Value(c"size", c"64k")];
     let set = attr::NOSUID | attr::NODEV | attr::NOEXEC;
