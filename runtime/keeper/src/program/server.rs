@@ -36,6 +36,8 @@ pub enum Source {
     Output(u32, Stream),
     /// An exec's process.
     Exec(u32),
+    /// A reader of a container's live output: that it has gone.
+    Attached(u32),
     /// Signals of children's ends, for those that were not started here.
     Children,
 }
@@ -51,6 +53,7 @@ impl Source {
             Source::Output(key, Stream::Stderr) => (5, key),
             Source::Exec(key) => (6, key),
             Source::Children => (7, 0),
+            Source::Attached(key) => (8, key),
         };
         kind << 32 | u64::from(key)
     }
@@ -66,6 +69,7 @@ impl Source {
             5 => Source::Output(key, Stream::Stderr),
             6 => Source::Exec(key),
             7 => Source::Children,
+            8 => Source::Attached(key),
             _ => return None,
         })
     }
@@ -180,6 +184,11 @@ impl Server {
             Source::Process(key) => self.process_ready(key, flags),
             Source::Output(key, stream) => self.output_ready(key, stream),
             Source::Exec(key) => self.exec_ready(key),
+            Source::Attached(key) => {
+                if let Some(container) = self.containers.get_mut(&key) {
+                    container.drop_gone();
+                }
+            }
             Source::Children => self.children_ended(),
         }
     }
@@ -341,7 +350,16 @@ impl Server {
                 self.watch(&output.fd, Source::Output(key, stream), EventFlags::IN)?;
             }
         }
+        for attached in &container.attached {
+            self.watch_attached(key, &attached.fd)?;
+        }
         Ok(())
+    }
+
+    /// Watches for a reader's going: a container that writes nothing would hold its pipe for ever. No flag asks for
+    /// an error, it is always told.
+    pub(super) fn watch_attached(&self, key: u32, fd: impl AsFd) -> sys::Result<()> {
+        self.watch(fd, Source::Attached(key), EventFlags::empty())
     }
 
     /// Ends a container's streams and forgets it.
@@ -394,6 +412,7 @@ mod tests {
             Source::Output(7, Stream::Stdout),
             Source::Output(7, Stream::Stderr),
             Source::Exec(u32::MAX),
+            Source::Attached(7),
             Source::Children,
         ];
         for source in sources {
