@@ -109,7 +109,7 @@ fn listen(path: &std::path::Path) -> anyhow::Result<tokio::net::UnixListener> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let say = || format!("listen on {}", path.display());
     let dir = path.parent().context("the socket's path has no directory").with_context(say)?;
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).with_context(say)?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(say)?;
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         anyhow::bail!(
             "{} is served by another process: stop it, or choose another socket (--cri-socket)",

@@ -35,6 +35,21 @@ impl Paths {
         }
     }
 
+    /// Makes the directories of data and of the run, and shuts them for everybody but root: the store with its
+    /// secrets, layers with set-uid programs, and the sandboxes' namespaces lie below them.
+    ///
+    /// # Errors
+    /// One can't be made, or isn't ours.
+    pub fn shut(&self) -> std::io::Result<()> {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        for dir in [&self.data, &self.run] {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            // An earlier version, or an administrator, may have made it.
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+        }
+        Ok(())
+    }
+
     /// The CRI socket.
     pub fn cri_socket(&self) -> PathBuf {
         self.run.join("cri.sock")
@@ -59,6 +74,19 @@ impl Paths {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_root_enters() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = std::env::temp_dir().join(format!("orlop-shut-{}", std::process::id()));
+        let paths = Paths::new(Some(&root.join("deep")));
+        std::fs::create_dir_all(&paths.data).unwrap();
+        paths.shut().unwrap();
+        for dir in [&paths.data, &paths.run] {
+            assert_eq!(dir.metadata().unwrap().permissions().mode() & 0o777, 0o700, "{dir:?}");
+        }
+        std::fs::remove_dir_all(root).unwrap();
+    }
 
     #[test]
     fn a_root_moves_everything() {

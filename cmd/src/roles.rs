@@ -21,6 +21,7 @@ use crate::node::Node;
 /// `orlop server`: store, apiserver, scheduler, controllers, and the node.
 pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
     let shutdown = until_signal()?;
+    shut(&config)?;
     let pki =
         ClusterPki::open_or_create(&config.paths.etc.join("pki")).context("open the cluster's authority")?;
     let (api, node) = tokio::join!(bind_api(&config, &pki), Node::open(&config));
@@ -65,6 +66,7 @@ pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
 /// `orlop kubelet`: the node alone.
 pub async fn kubelet(config: NodeConfig, flags: &KubeletFlags) -> anyhow::Result<()> {
     let shutdown = until_signal()?;
+    shut(&config)?;
     let config =
         NodeConfig { kubelet_address: flags.kubelet_address.unwrap_or(config.kubelet_address), ..config };
     let client = match &flags.kubeconfig {
@@ -99,7 +101,13 @@ pub async fn kubelet(config: NodeConfig, flags: &KubeletFlags) -> anyhow::Result
 /// `orlop cri`: the CRI socket alone.
 pub async fn cri(config: NodeConfig) -> anyhow::Result<()> {
     let shutdown = until_signal()?;
+    shut(&config)?;
     Node::open(&config).await?.serve(shutdown).await
+}
+
+/// Before anything lies in them.
+fn shut(config: &NodeConfig) -> anyhow::Result<()> {
+    config.paths.shut().context("make the node's directories and shut them for others")
 }
 
 /// Cancelled by SIGTERM and SIGINT.

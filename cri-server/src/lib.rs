@@ -37,6 +37,9 @@ mod stats;
 
 mod events;
 
+#[doc(hidden)]
+pub mod fuzz;
+
 mod descriptor;
 mod error;
 mod filter;

@@ -173,7 +173,8 @@ impl Inner {
         let Some(id) = gone_is_fine(self.index.sandbox_id(given))? else { return Ok(()) };
         let runtime_id = sandbox_id(&id)?;
         fault("StopPodSandbox: end what runs").await?;
-        self.runtime.stop_sandbox(&runtime_id).await.map_err(status)?;
+        // Another call may remove it at the same time.
+        gone_is_fine(self.runtime.stop_sandbox(&runtime_id).await.map_err(status))?;
         fault("StopPodSandbox: disconnect it").await?;
         let Some(meta) = self.index.sandbox(&id).filter(|meta| meta.connected) else { return Ok(()) };
         let netns = self.runtime.sandbox(&runtime_id).and_then(|sandbox| sandbox.netns);
@@ -182,8 +183,10 @@ impl Inner {
         }
         fault("StopPodSandbox: note that it is disconnected").await?;
         let meta = SandboxMeta { connected: false, ..(*meta).clone() };
-        self.runtime.set_sandbox_meta(&runtime_id, to_value(&meta)).await.map_err(status)?;
-        self.index.put_sandbox(&id, meta);
+        let kept = self.runtime.set_sandbox_meta(&runtime_id, to_value(&meta)).await.map_err(status);
+        if gone_is_fine(kept)?.is_some() {
+            self.index.put_sandbox(&id, meta);
+        }
         fault("StopPodSandbox: answer").await
     }
 
@@ -196,7 +199,7 @@ impl Inner {
             self.remove_container(&container).await?;
         }
         fault("RemovePodSandbox: remove the sandbox").await?;
-        self.runtime.remove_sandbox(&runtime_id).await.map_err(status)?;
+        gone_is_fine(self.runtime.remove_sandbox(&runtime_id).await.map_err(status))?;
         // Such as were made meanwhile.
         for container in self.index.containers_in(&id) {
             self.forget_container(&container);
@@ -284,10 +287,10 @@ pub(crate) fn to_value(meta: &impl serde::Serialize) -> serde_json::Value {
     serde_json::to_value(meta).expect("plain data with text keys")
 }
 
-/// For idempotent calls: an unknown id is no error.
-pub(crate) fn gone_is_fine(found: Result<String, Status>) -> Result<Option<String>, Status> {
+/// For idempotent calls: what is not there is no error.
+pub(crate) fn gone_is_fine<T>(found: Result<T, Status>) -> Result<Option<T>, Status> {
     match found {
-        Ok(id) => Ok(Some(id)),
+        Ok(found) => Ok(Some(found)),
         Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
         Err(status) => Err(status),
     }

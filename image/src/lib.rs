@@ -33,6 +33,9 @@ mod registry;
 mod state;
 mod unpack;
 
+#[doc(hidden)]
+pub mod fuzz;
+
 pub use auth::{Auth, AuthError};
 pub use digest::{Digest, DigestError};
 pub use export::{ExportError, Form};

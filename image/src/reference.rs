@@ -215,29 +215,31 @@ fn is_tag(tag: &str) -> bool {
 }
 
 fn is_domain(domain: &str) -> bool {
-    let (host, port) = match domain.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((v6, rest)) => {
+    let (host, port) = match domain.strip_prefix('[') {
+        Some(rest) => {
+            let Some((v6, rest)) = rest.split_once(']') else { return false };
             if v6.parse::<std::net::Ipv6Addr>().is_err() {
                 return false;
             }
             match rest.strip_prefix(':') {
-                Some(port) => ("", Some(port)),
-                None if rest.is_empty() => ("", None),
+                Some(port) => (None, Some(port)),
+                None if rest.is_empty() => (None, None),
                 None => return false,
             }
         }
         None => match domain.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (domain, None),
+            Some((host, port)) => (Some(host), Some(port)),
+            None => (Some(domain), None),
         },
     };
-    let host_ok = domain.starts_with('[')
-        || host.split('.').all(|label| {
+    let host_ok = host.is_none_or(|host| {
+        host.split('.').all(|label| {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        });
+        })
+    });
     host_ok
         && port.is_none_or(|p| {
             p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok_and(|port| port > 0)
@@ -285,6 +287,15 @@ mod tests {
         check("ghcr.io/o/my__app_x--y.z:v1", expect!["ghcr.io/o/my__app_x--y.z:v1"]);
         let digest = format!("r.io/a@sha256:{}", "0".repeat(64));
         assert_eq!(digest.parse::<Reference>().map(|r| r.to_string()), Ok(digest));
+    }
+
+    #[test]
+    fn brackets_hold_addresses_only() {
+        for bad in
+            ["[::1/app", "[a?b#c.d/app", "[::1]x/app", "[::g]/app", "[]/app", "[::1]:0/app", "[::1%eth0]/app"]
+        {
+            assert!(matches!(bad.parse::<Reference>(), Err(ReferenceError::Domain { .. })), "{bad}");
+        }
     }
 
     #[test]

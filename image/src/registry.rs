@@ -18,6 +18,11 @@ pub(crate) use session::{Blob, Registries, Session};
 
 use std::io;
 
+/// For fuzzing: reads what a registry says about logging in.
+pub(crate) fn fuzz_challenge(header: &str) {
+    std::hint::black_box(challenge::parse(header));
+}
+
 /// Why a registry did not give us what we asked for. Messages name the host.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {

@@ -79,8 +79,8 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
     let paths = Paths::of(&options);
     let io = |step: String| move |source: std::io::Error| OpenError::Io { step, source };
     for (dir, mode) in [
-        (&paths.run, 0o711),
-        (&options.data, 0o711),
+        (&paths.run, 0o700),
+        (&options.data, 0o700),
         (&paths.sandboxes, 0o700),
         (&paths.containers, 0o700),
         (&paths.layers, 0o700),

@@ -50,6 +50,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["cri-api"]),
     // Guests run the built binary, too; the tests speak CRI to it.
     ("vm", &["cri-api", "tests"]),
+    // What strangers' bytes reach first.
+    ("fuzz", &["cri-api", "cri-server", "image", "keeper", "runtime"]),
     ("xtask", &[]),
 ];
 

@@ -66,6 +66,19 @@ pub async fn serve(
     }
 }
 
+/// The longest message of an error, in bytes: it travels in a header, and clients close a connection whose headers are
+/// too long. What a message repeats of its request may be as long as it likes.
+const LONGEST: usize = 4000;
+
+fn short(status: Status) -> Status {
+    let message = status.message();
+    if message.len() <= LONGEST {
+        return status;
+    }
+    let kept = &message[..message.floor_char_boundary(LONGEST)];
+    Status::new(status.code(), format!("{kept}… ({} bytes in all)", message.len()))
+}
+
 macro_rules! implement_services {
     (
         runtime {
@@ -83,15 +96,15 @@ macro_rules! implement_services {
         #[async_trait::async_trait]
         impl RuntimeService for Adapter {
             $( async fn $rc(&self, request: Request<$rq>) -> Result<Response<$rr>, Status> {
-                self.0.$rc(request.into_inner()).await.map(Response::new)
+                self.0.$rc(request.into_inner()).await.map(Response::new).map_err(short)
             } )*
             $( async fn $oc(&self, request: Request<$oq>) -> Result<Response<$or>, Status> {
-                self.0.$oc(request.into_inner()).await.map(Response::new)
+                self.0.$oc(request.into_inner()).await.map(Response::new).map_err(short)
             } )*
             $(
                 type $ps = ItemStream<$pr>;
                 async fn $pc(&self, request: Request<$pq>) -> Result<Response<Self::$ps>, Status> {
-                    self.0.$pc(request.into_inner()).await.map(Response::new)
+                    self.0.$pc(request.into_inner()).await.map(Response::new).map_err(short)
                 }
             )*
             type GetContainerEventsStream = ItemStream<ContainerEventResponse>;
@@ -99,22 +112,35 @@ macro_rules! implement_services {
                 &self,
                 _: Request<GetEventsRequest>,
             ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-                self.0.container_events().await.map(Response::new)
+                self.0.container_events().await.map(Response::new).map_err(short)
             }
         }
 
         #[async_trait::async_trait]
         impl ImageService for Adapter {
             $( async fn $ic(&self, request: Request<$iq>) -> Result<Response<$ir>, Status> {
-                self.0.$ic(request.into_inner()).await.map(Response::new)
+                self.0.$ic(request.into_inner()).await.map(Response::new).map_err(short)
             } )*
             $(
                 type $ss = ItemStream<$sr>;
                 async fn $sc(&self, request: Request<$sq>) -> Result<Response<Self::$ss>, Status> {
-                    self.0.$sc(request.into_inner()).await.map(Response::new)
+                    self.0.$sc(request.into_inner()).await.map(Response::new).map_err(short)
                 }
             )*
         }
     };
 }
 for_each_call!(implement_services);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_are_cut() {
+        assert_eq!(short(Status::not_found("no such thing")).message(), "no such thing");
+        let cut = short(Status::invalid_argument("ä".repeat(100_000)));
+        assert_eq!(cut.code(), tonic::Code::InvalidArgument);
+        assert!(cut.message().len() < LONGEST + 50 && cut.message().ends_with("… (200000 bytes in all)"));
+    }
+}

@@ -10,6 +10,7 @@
 
 mod command;
 mod forward;
+pub(crate) mod fuzz;
 mod pipe;
 mod protocol;
 mod spdy;

@@ -401,6 +401,10 @@ fn parse_pax(mut data: &[u8], name: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>,
         if key.is_empty() || key.contains(&0) {
             return Err(bad());
         }
+        // Some readers take it for none, others for 0, and GNU tar refuses it.
+        if value.is_empty() && key == b"size" {
+            return Err(UnpackError::malformed(name, "an extended header has an empty `size`"));
+        }
         let xattr = key.starts_with(b"SCHILY.xattr.");
         // An empty value takes back an earlier record; an attribute may be empty.
         if value.is_empty() && !xattr {

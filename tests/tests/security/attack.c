@@ -374,6 +374,13 @@ int main(int argc, char **argv) {
     if (!strcmp(word, "masked")) return masked(argc - 2, argv + 2);
     if (!strcmp(word, "settings")) return settings(argc - 2, argv + 2);
     if (!strcmp(word, "mounts") && argc > 2) return mounts(argv[2], argc - 3, argv + 3);
+    if (!strcmp(word, "cat") && argc == 3) {
+        char block[4096];
+        int fd = open(argv[2], O_RDONLY | O_NONBLOCK);
+        ssize_t n = fd < 0 ? -1 : read(fd, block, sizeof block);
+        if (n < 0) return perror(argv[2]), 1;
+        return fwrite(block, 1, n, stdout) != (size_t)n;
+    }
     if (!strcmp(word, "where") && argc == 3) return where(argv[2]);
     if (!strcmp(word, "climb") && argc == 3) return climb(argv[2]);
     if (!strcmp(word, "link") && argc == 4) { unlink(argv[3]); rmdir(argv[3]); return symlink(argv[2], argv[3]) ? 1 : report(); }

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use cri_api::v1::*;
 
 use crate::mounts::{MASKED, SETTINGS};
@@ -210,10 +210,7 @@ async fn cve_2025_52881_redirected_writes_to_procfs() -> anyhow::Result<()> {
             linux.resources = Some(LinuxContainerResources { oom_score_adj: 500, ..Default::default() });
         })
         .await?;
-    let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
-    let info = cri_api::Cri::container_status(&world.cri, request).await?.info;
-    let info: serde_json::Value = serde_json::from_str(info.get("info").context("no info")?)?;
-    let pid = info["pid"].as_u64().context("no pid")?;
+    let pid = world.pid(&id).await?;
     let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
     ensure!(score.trim() == "500", "oom_score_adj is {score}");
     world.end().await

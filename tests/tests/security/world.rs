@@ -276,6 +276,14 @@ impl World {
         self.cri.container_status(request).await?.status.context("no status")
     }
 
+    /// The host's number of a running container's first process.
+    pub async fn pid(&self, id: &str) -> anyhow::Result<u64> {
+        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let info = self.cri.container_status(request).await?.info;
+        let info: Value = serde_json::from_str(info.get("info").context("no info")?)?;
+        info["pid"].as_u64().context("no pid")
+    }
+
     /// What a container has printed so far.
     pub async fn output(&self, id: &str) -> anyhow::Result<String> {
         printed(&self.status(id).await?.log_path)

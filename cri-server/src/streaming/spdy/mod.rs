@@ -5,6 +5,7 @@
 //! Caveats: no priorities; streams are never opened by us.
 
 mod frame;
+pub(super) mod fuzz;
 mod headers;
 mod window;
 

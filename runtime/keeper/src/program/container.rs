@@ -199,6 +199,17 @@ impl Container {
         Ok(reader)
     }
 
+    /// Cuts off readers that have gone.
+    pub fn drop_gone(&mut self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+        self.attached.retain(|attached| {
+            let mut fds = [PollFd::new(&attached.fd, PollFlags::empty())];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut fds, Some(&now)).is_err() || !fds[0].revents().contains(PollFlags::ERR)
+        });
+    }
+
     /// Whether the kernel's OOM killer struck in its cgroup.
     pub fn oom_killed(&self) -> bool {
         let killed = |group: &Group| group.keyed("memory.events", "oom_kill").ok().flatten();

@@ -113,6 +113,7 @@ impl Server {
             return Err(wrong_state(format!("attach to {id}: it has exited")));
         }
         let failed = |errno| os(format!("attach to {id}"), errno);
+        let before = container.attached.len();
         let mut streams = Streams::default();
         let mut fds = Vec::new();
         if stdin && let Some(end) = &container.stdin {
@@ -134,6 +135,11 @@ impl Server {
         {
             fds.push(duplicate(&master.fd).map_err(failed)?);
             streams.terminal = true;
+        }
+        if let Some((key, container)) = self.containers.iter().find(|(_, container)| container.id == id) {
+            for attached in &container.attached[before..] {
+                self.watch_attached(*key, &attached.fd).map_err(failed)?;
+            }
         }
         Ok((Answer::Attached(streams), fds))
     }

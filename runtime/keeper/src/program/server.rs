@@ -38,6 +38,8 @@ pub enum Source {
     Output(u32, Stream),
     /// An exec's process.
     Exec(u32),
+    /// A reader of a container's live output: that it has gone.
+    Attached(u32),
     /// Signals of children's ends, for those that were not started here.
     Children,
     /// A process that ends.
@@ -56,6 +58,7 @@ impl Source {
             Source::Exec(key) => (6, key),
             Source::Children => (7, 0),
             Source::Leaving(key) => (8, key),
+            Source::Attached(key) => (9, key),
         };
         kind << 32 | u64::from(key)
     }
@@ -72,6 +75,7 @@ impl Source {
             6 => Source::Exec(key),
             7 => Source::Children,
             8 => Source::Leaving(key),
+            9 => Source::Attached(key),
             _ => return None,
         })
     }
@@ -191,6 +195,11 @@ impl Server {
             Source::Process(key) => self.process_ready(key, flags),
             Source::Output(key, stream) => self.output_ready(key, stream),
             Source::Exec(key) => self.exec_ready(key),
+            Source::Attached(key) => {
+                if let Some(container) = self.containers.get_mut(&key) {
+                    container.drop_gone();
+                }
+            }
             Source::Children => self.children_ended(),
             Source::Leaving(key) => self.left(key),
         }
@@ -381,7 +390,16 @@ impl Server {
                 self.watch(&output.fd, Source::Output(key, stream), EventFlags::IN)?;
             }
         }
+        for attached in &container.attached {
+            self.watch_attached(key, &attached.fd)?;
+        }
         Ok(())
+    }
+
+    /// Watches for a reader's going: a container that writes nothing would hold its pipe for ever. No flag asks for
+    /// an error, it is always told.
+    pub(super) fn watch_attached(&self, key: u32, fd: impl AsFd) -> sys::Result<()> {
+        self.watch(fd, Source::Attached(key), EventFlags::empty())
     }
 
     /// Ends a container's streams and forgets it.
@@ -434,6 +452,7 @@ mod tests {
             Source::Output(7, Stream::Stdout),
             Source::Output(7, Stream::Stderr),
             Source::Exec(u32::MAX),
+            Source::Attached(7),
             Source::Children,
             Source::Leaving(7),
         ];

@@ -98,3 +98,21 @@ keeper_test!(a_full_disk_does_not_stop_a_container, f, {
     assert_eq!(f.exit().await.1.how, ExitHow::Code(4));
     assert!(f.keeper.state().await.unwrap().containers[0].log_bytes_lost > 500_000);
 });
+
+keeper_test!(readers_that_go_are_let_go, f, {
+    let mut plan = f.plan("quiet", "read x");
+    plan.0.stdio = Stdio::Pipes { stdin: true };
+    let reply = f.start(plan).await;
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", f.keeper_pid())).unwrap().count();
+    let before = open();
+    let kept = f.keeper.attach("quiet", true, true, true).await.unwrap();
+    for _ in 0..50 {
+        f.keeper.attach("quiet", true, true, true).await.unwrap();
+    }
+    // It writes nothing, so that nothing but their going tells of it.
+    eventually("the readers' pipes to be closed", || open() == before + 2).await;
+    drop((kept, reply.streams.stdin));
+    eventually("the last one's, too", || open() == before).await;
+    f.keeper.close_stdin("quiet").await.unwrap();
+    f.exit().await;
+});
