@@ -196,7 +196,7 @@ impl Inner {
         let runtime_id = sandbox_id(&id)?;
         // One by one, so that a removal that is cut short knows what it still has to let go of.
         for container in self.index.containers_in(&id) {
-            self.remove_container(&container).await?;
+            gone_is_fine(self.remove_container(&container).await)?;
         }
         fault("RemovePodSandbox: remove the sandbox").await?;
         gone_is_fine(self.runtime.remove_sandbox(&runtime_id).await.map_err(status))?;

@@ -4,6 +4,8 @@
 //! `tests/bounded.rs` runs them for some seconds each, over mutations of [`seeds`]; libFuzzer runs them for as long as
 //! you like (docs/SECURITY.md says how). What once failed lies in `regressions/`.
 
+#![forbid(unsafe_code)]
+
 pub mod mutate;
 pub mod seeds;
 mod targets;

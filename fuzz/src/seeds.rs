@@ -378,6 +378,7 @@ fn launch() -> Op {
             ..Default::default()
         },
         user_namespace: None,
+        procfs_of: None,
         cgroup: Some(FdIndex(3)),
         hostname: Some(text("pod")),
         domainname: None,

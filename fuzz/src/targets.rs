@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cri_api::v1::{CreateContainerRequest, RunPodSandboxRequest};
 use prost::Message;
+use runtime::lsm::Confinement;
 use runtime::oci::{self, Surroundings};
 use runtime::seccomp::{self, Arch};
 use runtime::{plan, sysctl, user};
@@ -142,6 +143,7 @@ fn launch(spec: &runtime::ContainerSpec) {
         rootfs: "/upper".into(),
         available: runtime::caps::ALL,
         devices: Vec::new(),
+        confinement: Confinement::default(),
     };
     let Ok(document) = oci::spec(spec, &user, &around) else { return };
     let up = |path: &std::path::Path| path.components().any(|part| part == std::path::Component::ParentDir);
@@ -163,7 +165,8 @@ pub(crate) fn process_of(request: &[u8]) -> Option<::keeper::plan::ProcessPlan> 
     let request = CreateContainerRequest::decode(request).ok()?;
     let spec = cri_server::fuzz::container(&request.config?, &request.sandbox_config?, None)?;
     let user = user::resolve(&spec.user, PASSWD, GROUP).ok()?;
-    plan::process_plan(&oci::process(&spec, &user, "pod", runtime::caps::ALL).ok()?).ok()
+    plan::process_plan(&oci::process(&spec, &user, "pod", runtime::caps::ALL, &Confinement::default()).ok()?)
+        .ok()
 }
 
 /// Reads a seccomp profile, and compiles it.

@@ -22,10 +22,9 @@ pub fn control_frame(bytes: &[u8]) {
     assert_eq!(again, Ok(Some(frame.clone())));
     if let Frame::SynStream { block, .. } | Frame::SynReply { block, .. } | Frame::Headers { block, .. } =
         frame
+        && let Ok(headers) = Expander::default().read(&block)
     {
-        if let Ok(headers) = Expander::default().read(&block) {
-            let packed = Packer::default().write(&headers);
-            assert_eq!(Expander::default().read(&packed).expect("reads back"), headers);
-        }
+        let packed = Packer::default().write(&headers);
+        assert_eq!(Expander::default().read(&packed).expect("reads back"), headers);
     }
 }
