@@ -92,6 +92,12 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         by: &[LIBCONTAINER],
+        lines: &["masked: /proc/keys file"],
+        row: "privileged",
+        why: "libcontainer gives a container no session keyring of its own, as the others do",
+    },
+    Difference {
+        by: &[LIBCONTAINER],
         lines: &["mounts: /tmp "],
         row: "other paths read-only",
         why: "libcontainer's read-only paths also forbid devices, programs and set-user-id; ours keep what was",
