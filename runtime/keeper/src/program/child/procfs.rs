@@ -62,7 +62,7 @@ pub fn adapt(copy: OwnedFd, attributes: u64) -> std::result::Result<OwnedFd, (Op
 pub fn show_own(place: &std::ffi::CStr, inner: &std::ffi::CStr) -> Result<()> {
     let options = [mount::FsOption::Value(c"mode", c"755"), mount::FsOption::Value(c"size", c"64k")];
     let set = attr::NOSUID | attr::NODEV | attr::NOEXEC;
-    let procfs = mount::create(c"proc", None, &[], set)?;
+    let procfs = mount::create(c"proc", Some(c"proc"), &[], set)?;
     let tmpfs = mount::create(c"tmpfs", None, &options, set)?;
     rustix::fs::mkdirat(&tmpfs, c"proc", Mode::from_raw_mode(0o755))?;
     mount::set_attributes(&tmpfs, false, attr::RDONLY, 0, None)?;
