@@ -145,10 +145,18 @@ async fn terminals_come_from_other_runtimes() {
         // Reading ends with EIO when the last user of the terminal has gone.
         let _ = tokio::time::timeout(LONG, master.read_to_end(&mut text)).await.expect("in time");
         let text = String::from_utf8_lossy(&text).replace('\r', "");
-        assert!(text.starts_with("/dev/") && text.ends_with("24 80\n"), "{name}: {text:?}");
-        assert_eq!(session.wait().await, ExitStatus::Code(0));
-        let log = node.output("c-1").replace('\r', "");
-        assert!(log.contains("24 80"), "{name}: {log:?}");
+        let status = session.wait().await;
+        assert!(text.starts_with("/dev/") && text.ends_with("24 80\n"), "{name}: {text:?}, {status:?}");
+        assert_eq!(status, ExitStatus::Code(0));
+        let deadline = tokio::time::Instant::now() + LONG;
+        loop {
+            let log = node.output("c-1").replace('\r', "");
+            if log.contains("24 80") {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{name}: {log:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         node.close().await;
     }
 }
