@@ -53,6 +53,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = tokio::net::UnixListener::bind(&socket)?;
     println!("serving {}, streams on {}", socket.display(), server.streaming_address());
     let stop = async {
+        // Where no signal can be waited for, it ends at once.
         let _ = tokio::signal::ctrl_c().await;
     };
     cri_api::serve(Arc::new(server), listener, stop).await?;

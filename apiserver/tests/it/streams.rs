@@ -40,6 +40,7 @@ async fn kubelet(cluster: &Cluster, names: &str) -> u16 {
                 let service = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service_fn(answer))
                     .with_upgrades();
+                // The tests cut connections off.
                 let _ = service.await;
             });
         }

@@ -99,7 +99,7 @@ async fn killed_at_any_moment_nothing_is_broken_or_left() {
         }
         child.kill().expect("killed");
         child.wait().expect("gone");
-        let store = place.open_soon();
+        let store = place.open();
         assert!(store.damaged().is_empty(), "round {round}: {:?}", store.damaged());
         for lease in store.leases() {
             store.release(&lease.owner);

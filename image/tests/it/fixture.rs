@@ -228,25 +228,24 @@ impl Place {
         self.open_with(Limits::default())
     }
 
-    /// Opens the store once nobody else has it any more.
-    pub fn open_soon(&self) -> Store {
-        wait_for("the store's lock", || {
-            !matches!(Store::open(self.root(), RegistryConfig::default()), Err(image::OpenError::Busy { .. }))
-        });
-        self.open()
-    }
-
     pub fn open_with(&self, limits: Limits) -> Store {
         self.open_as(Options { limits, ..Options::default() })
     }
 
+    /// Opens the store once nobody has it any more: a process that another test is just starting has copies of
+    /// this program's descriptors, the lock's among them, until it runs its own program.
     pub fn open_as(&self, options: Options) -> Store {
         let config = RegistryConfig {
             hosts: Some(self.dir.path().join("certs.d")),
             timeout: std::time::Duration::from_secs(5),
             ..RegistryConfig::default()
         };
-        Store::open_with(self.root(), config, options).expect("the store opens")
+        let mut opened = None;
+        wait_for("the store's lock", || {
+            opened = Some(Store::open_with(self.root(), config.clone(), options.clone()));
+            !matches!(opened, Some(Err(image::OpenError::Busy { .. })))
+        });
+        opened.expect("tried").expect("the store opens")
     }
 
     /// Names in a directory of the store.

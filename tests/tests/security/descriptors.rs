@@ -114,6 +114,7 @@ async fn a_process_that_is_held_while_it_enters() -> anyhow::Result<()> {
     let keeper = world.node.keeper_pid()?;
     let before = processor_time(keeper)?;
     world.exec(&other, &["/attack", "echo", "in"]).await?;
+    // The window that is measured: a keeper that spins has nothing to wait for.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let spent = processor_time(keeper)? - before;
     ensure!(spent < 50, "the keeper was busy for {spent} of 100 ticks");
