@@ -13,7 +13,7 @@ help: ## Say what there is
 run: setup-run build images ## Build Orlop, start a cluster on this machine, run the example in it, until Ctrl-C
 	@scripts/run.sh "$(TARGET)/release/orlop"
 
-test: setup-test ## What is tested on this machine: pure, contract and host tests, the built binary with real clients
+test: setup-test ## All tests: pure, contract and host tests, the built binary with real clients, virtual machines
 	@scripts/test.sh
 
 unit: setup-test ## Pure, contract and host tests only

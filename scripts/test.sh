@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests: first the crates' own, then the scenarios against the built binary. Those in virtual machines take
-# longer and are run when they are asked for.
+# Runs the tests: the crates' own, then the scenarios against the built binary, then those in virtual machines.
 # Usage: test.sh [unit|scenarios|critest|vm|vm-power]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +11,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 # wanted PART: whether this part was asked for.
-wanted() { [ "$what" = "$1" ] || { [ "$what" = all ] && [ "$1" != vm ]; }; }
+wanted() { [ "$what" = "$1" ] || [ "$what" = all ]; }
 
 export RUST_BACKTRACE=0 RUST_LIB_BACKTRACE=0
 export ORLOP_TEST_BINARY="${CARGO_TARGET_DIR:-$PWD/target}/debug/orlop" ORLOP_TEST_IMAGES="$PWD/out/images"
