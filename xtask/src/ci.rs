@@ -1,5 +1,6 @@
 //! What CI checks before it runs the tests.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -31,8 +32,11 @@ pub fn run() -> anyhow::Result<()> {
 fn cargo(what: &str, args: &[&str]) -> anyhow::Result<()> {
     let start = Instant::now();
     println!("ci: {what}");
-    let status =
-        Command::new("cargo").args(args).status().with_context(|| format!("run cargo {}", args[0]))?;
+    // Both workspaces build into one directory, as in the tests.
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let target = std::path::absolute(target).context("find the target directory")?;
+    let status = Command::new("cargo").args(args).env("CARGO_TARGET_DIR", target).status();
+    let status = status.with_context(|| format!("run cargo {}", args[0]))?;
     if !status.success() {
         bail!("{what}: `cargo {}` failed", args.join(" "));
     }

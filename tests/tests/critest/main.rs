@@ -27,5 +27,7 @@ async fn critest() -> anyhow::Result<()> {
     let expected: Vec<_> = exempted.iter().map(|exemption| (exemption.specs, exemption.count)).collect();
     let wrong = verdict(&outcomes, &expected, SPECS);
     ensure!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    // That they run is what is tested; `make critest-bench` has figures of an optimized build.
+    println!("critest's benchmarks, of this build:\n{}", suite.benchmark(20).await?);
     suite.end().await
 }
