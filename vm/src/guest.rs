@@ -7,9 +7,10 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::json;
 use tokio::process::Child;
 use tokio::sync::Mutex;
@@ -19,7 +20,7 @@ use crate::disk;
 use crate::image::Image;
 use crate::qemu::{Backing, Cache, Drive, Lan, Machine, mortal};
 use crate::ssh::{Connection, Ran, Ssh};
-use crate::{place, qmp};
+use crate::{outage, place, qmp};
 
 /// How long a guest may take to boot; with systemd and an emulated processor it is half a minute, on a machine that
 /// has much other work several.
@@ -28,6 +29,8 @@ const BOOT: Duration = Duration::from_secs(480);
 const READY: &str = "guest: ready";
 /// How long a command in a guest may take, unless said otherwise.
 const COMMAND: Duration = Duration::from_secs(240);
+/// How long a cut of the power waits for something that it can destroy.
+const HOLD: Duration = Duration::from_secs(2);
 
 /// The guest's first process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,17 +281,19 @@ impl Guest {
         Ok(())
     }
 
-    /// Pulls the plug: QEMU is killed. What the guest did not flush may be lost.
+    /// Pulls the plug: QEMU is killed. What the guest did not flush may be lost; on a disk that forgets, this waits up
+    /// to two seconds for something to lose.
     ///
     /// # Errors
     /// It is off already, was not booted as durable, or QEMU does not end.
     pub async fn cut_power(&self) -> anyhow::Result<()> {
         ensure!(self.options.durable, "{} would lose its root disk: boot it as durable", self.name());
-        if matches!(self.options.data, Some(Backing::Logged { .. })) {
-            // The log of writes must not have holes where one was under way.
-            self.freeze().await?;
-        }
         let (mut qemu, connection) = self.running.lock().await.take().context("the guest is off")?;
+        if let Some(Backing::Logged { log, .. }) = &self.options.data {
+            let pid =
+                qemu.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).context("QEMU has ended")?;
+            hold(pid, log).await?;
+        }
         qemu.kill().await.context("kill QEMU")?;
         drop(connection);
         Ok(())
@@ -417,6 +422,36 @@ impl Drop for Guest {
         // QEMU is killed by its handle's drop. Its files take much room.
         std::fs::remove_dir_all(&self.dir).ok();
     }
+}
+
+/// Stops QEMU itself in a moment in which its log of writes has no hole, and has writes that were not flushed if such a
+/// moment comes soon. (QEMU's own way to stop a guest flushes its disks, which the guest never asked for.)
+async fn hold(qemu: Pid, log: &Path) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let mut moments = tokio::time::interval(Duration::from_millis(5));
+    moments.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        moments.tick().await;
+        stop(qemu).await?;
+        match outage::unflushed(log)? {
+            Some(1..) => return Ok(()),
+            Some(0) if begin.elapsed() > HOLD => return Ok(()),
+            None if begin.elapsed() > 2 * HOLD => bail!("QEMU's log of writes has a hole that stays"),
+            _ => kill_process(qemu, Signal::CONT).context("let QEMU go on")?,
+        }
+    }
+}
+
+/// Stops a child process; returns when all its threads stand still.
+async fn stop(child: Pid) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    kill_process(child, Signal::STOP).context("stop QEMU")?;
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+    while waitid(WaitId::Pid(child), options).context("wait for QEMU to stop")?.is_none() {
+        ensure!(begin.elapsed() < HOLD, "QEMU does not stop; has it ended?");
+        tokio::task::yield_now().await;
+    }
+    Ok(())
 }
 
 fn drives(options: &GuestOptions, image: &Image, dir: &Path) -> anyhow::Result<Vec<Drive>> {

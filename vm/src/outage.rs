@@ -83,7 +83,8 @@ impl Disk {
     /// The log can't be read, or is not one.
     pub fn settle(&self, seed: u64) -> anyhow::Result<Outcome> {
         let log = File::open(&self.log).context("open the log of writes")?;
-        let writes = entries(&log)?;
+        let (writes, whole) = entries(&log)?;
+        ensure!(whole, "the log of writes has a hole: one was under way when the power was cut");
         let base = File::options().write(true).open(&self.base).context("open the disk")?;
         let mut outcome = Outcome::default();
         for (write, fate) in judge(&writes, seed) {
@@ -142,8 +143,20 @@ enum Fate {
     Lost,
 }
 
-/// Reads the log. It ends where it ends: QEMU counts the entries only now and then.
-fn entries(log: &File) -> anyhow::Result<Vec<Entry>> {
+/// How many writes the log has after the last flush. `None` while one is under way: the log then has a hole, or breaks
+/// off.
+///
+/// # Errors
+/// The log can't be read, or is not one.
+pub(crate) fn unflushed(log: &Path) -> anyhow::Result<Option<usize>> {
+    let (writes, whole) = entries(&File::open(log).context("open the log of writes")?)?;
+    let may_be_lost = |(_, fate): &(Entry, Fate)| *fate != Fate::Flushed;
+    Ok(whole.then(|| judge(&writes, 0).iter().filter(|write| may_be_lost(write)).count()))
+}
+
+/// Reads the log up to its end or its first hole, and says whether that was its end. (QEMU counts the entries only now
+/// and then.)
+fn entries(log: &File) -> anyhow::Result<(Vec<Entry>, bool)> {
     let length = log.metadata().context("look at the log of writes")?.len();
     let word = |at: u64| -> anyhow::Result<u64> {
         let mut bytes = [0; 8];
@@ -151,7 +164,7 @@ fn entries(log: &File) -> anyhow::Result<Vec<Entry>> {
         Ok(u64::from_le_bytes(bytes))
     };
     if length == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), true));
     }
     ensure!(length < SECTOR || word(0)? == MAGIC || word(0)? == 0, "this is no log of writes");
     let mut found = Vec::new();
@@ -159,7 +172,7 @@ fn entries(log: &File) -> anyhow::Result<Vec<Entry>> {
     while at + SECTOR <= length {
         let (sector, count, flags) = (word(at)?, word(at + 8)?, word(at + 16)?);
         if count == 0 && flags == 0 {
-            break;
+            return Ok((found, false));
         }
         if flags & !(FLUSH | FUA | DISCARD) != 0 {
             bail!("an entry of the log has unknown flags: {flags:#x}");
@@ -169,22 +182,17 @@ fn entries(log: &File) -> anyhow::Result<Vec<Entry>> {
         let data = at + SECTOR;
         at = if discard { data } else { data + bytes };
         if at > length {
-            break;
+            return Ok((found, false));
         }
         // What was discarded may stay as it was.
         let bytes = if discard { 0 } else { bytes };
         found.push(Entry { flags, offset: sector * SECTOR, bytes, data });
     }
-    Ok(found)
+    Ok((found, at == length))
 }
 
-/// Which writes survive. Pure. The last entry is QEMU's own flush if it is one: the guest was stopped before it
-/// was killed, so that the log is whole.
+/// Which writes survive. Pure.
 fn judge(entries: &[Entry], seed: u64) -> Vec<(Entry, Fate)> {
-    let entries = match entries.split_last() {
-        Some((last, rest)) if last.flags & FLUSH != 0 && last.bytes == 0 => rest,
-        _ => entries,
-    };
     let flushed = entries.iter().rposition(|entry| entry.flags & FLUSH != 0).unwrap_or(0);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut fates = Vec::new();
@@ -233,11 +241,10 @@ mod tests {
         let mut parts = vec![entry(0, 1, 2), entry(FLUSH, 0, 0)];
         parts.extend((10..74).map(|sector| entry(0, sector, 1)));
         parts.push(entry(FUA, 5, 1));
-        // QEMU's own, from being stopped.
-        parts.push(entry(FLUSH, 0, 0));
         std::fs::write(&path, log(&parts))?;
-        let found = entries(&File::open(&path)?)?;
-        assert_eq!(found.len(), 68);
+        let (found, whole) = entries(&File::open(&path)?)?;
+        assert_eq!((found.len(), whole), (67, true));
+        assert_eq!(unflushed(&path)?, Some(64));
         assert_eq!((found[0].offset, found[0].bytes, found[0].data), (512, 1024, 1024));
         let fates = judge(&found, 7);
         assert_eq!(fates, judge(&found, 7), "a seed repeats itself");
@@ -254,7 +261,14 @@ mod tests {
         let mut bytes = log(&[entry(0, 1, 1), entry(0, 2, 4)]);
         bytes.truncate(bytes.len() - 600);
         std::fs::write(&path, &bytes)?;
-        assert_eq!(entries(&File::open(&path)?)?.len(), 1);
+        let (found, whole) = entries(&File::open(&path)?)?;
+        assert_eq!((found.len(), whole), (1, false));
+        assert_eq!(unflushed(&path)?, None, "a write is under way");
+        // One that began later is there already.
+        std::fs::write(&path, log(&[entry(0, 1, 1), vec![0; 1024], entry(FLUSH, 0, 0)]))?;
+        assert_eq!(unflushed(&path)?, None, "a hole");
+        std::fs::write(&path, log(&[entry(0, 1, 1), entry(FLUSH, 0, 0)]))?;
+        assert_eq!(unflushed(&path)?, Some(0), "the guest was told that all is on the disk");
         std::fs::write(&path, [1; 1024])?;
         assert!(entries(&File::open(&path)?).is_err(), "something else");
         Ok(())
