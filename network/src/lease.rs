@@ -3,7 +3,8 @@
 //! Guarantees: an address is never in two leases; a freed address is given out again only after all the
 //! others (round robin), also across restarts; a lease is on disk before its address is used.
 //! Assumes: one owner per directory.
-//! Caveat: writes are atomic but not flushed: the directory is on a tmpfs, whose contents a reboot empties.
+//! Caveat: writes are atomic but not flushed, as the directory is usually on a tmpfs, whose contents a reboot empties. On
+//! a disk, a power cut may leave files without content; the pods they were of ended with it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -182,8 +183,13 @@ impl Directory {
                 fs::remove_file(&path)?;
                 continue;
             }
-            let lease = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Lease>(&bytes)?));
-            match lease {
+            let bytes = fs::read(&path);
+            if bytes.as_ref().is_ok_and(Vec::is_empty) {
+                // Only a power cut does that, and no pod outlives it.
+                fs::remove_file(&path)?;
+                continue;
+            }
+            match bytes.and_then(|bytes| Ok(serde_json::from_slice::<Lease>(&bytes)?)) {
                 Ok(lease) if path == self.path(&lease.id) => leases.push(lease),
                 Ok(lease) => {
                     let source = io::Error::other(format!("it is that of {}", lease.id));
@@ -347,10 +353,12 @@ mod tests {
         directory.write(&lease).unwrap();
         fs::write(state.path().join("leases/b.json"), "{").unwrap();
         fs::write(state.path().join("leases/c.tmp"), "{").unwrap();
+        fs::write(state.path().join("leases/d.json"), "").unwrap();
         let (leases, bad) = Directory::open(state.path()).unwrap().load().unwrap();
         assert_eq!(leases, [lease]);
         assert_eq!(bad.len(), 1);
         assert!(!state.path().join("leases/c.tmp").exists());
+        assert!(!state.path().join("leases/d.json").exists(), "a power cut emptied it");
         directory.delete("a1").unwrap();
         directory.delete("a1").unwrap();
         directory.destroy().unwrap();
