@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use cri_server::TlsFiles;
 use ipnet::IpNet;
 use runtime::handler::{Handler, Handlers, NATIVE, OciRuntime};
+use runtime::options::CgroupDriver;
 use serde::Deserialize;
 
 use crate::flags::{Common, NodeFlags, ServerFlags};
@@ -35,6 +36,7 @@ pub struct NodeFile {
     cni_bin_dirs: Vec<PathBuf>,
     registry_config_dir: Option<PathBuf>,
     max_pods: Option<u32>,
+    cgroup_driver: CgroupDriver,
     container_log_max_size: Option<u64>,
     container_log_max_files: Option<u32>,
     crash_loop_back_off: CrashLoopBackOff,
@@ -128,6 +130,7 @@ pub struct NodeConfig {
     pub cni_bin_dirs: Vec<PathBuf>,
     pub registry_config_dir: PathBuf,
     pub max_pods: Option<u32>,
+    pub cgroup_driver: CgroupDriver,
     pub container_log_max_size: Option<u64>,
     pub container_log_max_files: Option<u32>,
     pub crash_loop_initial: Option<Duration>,
@@ -235,6 +238,7 @@ fn merge(paths: Paths, file: NodeFile, flags: &NodeFlags, host: Host) -> anyhow:
         },
         registry_config_dir: file.registry_config_dir.unwrap_or_else(|| paths.etc.join("certs.d")),
         max_pods: file.max_pods,
+        cgroup_driver: file.cgroup_driver,
         container_log_max_size: file.container_log_max_size,
         container_log_max_files: file.container_log_max_files,
         crash_loop_initial: file
@@ -388,6 +392,7 @@ mod tests {
     fn mistakes_are_named() {
         let wrong = |yaml| load(yaml, &NodeFlags::default()).unwrap_err().to_string();
         assert!(wrong("nodename: x").contains("unknown field `nodename`"));
+        assert!(wrong("cgroupDriver: other").contains("unknown variant `other`"));
         assert!(wrong("podCIDRs: [10.0.0.0/24, 10.1.0.0/24]").contains("two ranges of one family"));
         assert!(wrong("nodeName: a_b").contains("--node-name"));
         assert!(wrong("runtimes: {crun: {runtimePath: bin/crun}}").contains("absolute path"));

@@ -30,6 +30,7 @@ pub fn runtime_options(config: &NodeConfig) -> runtime::Options {
         data: config.paths.data.clone(),
         run: config.paths.run.clone(),
         cgroup_parent: config.cgroup_parent(),
+        cgroup_driver: config.cgroup_driver,
         seccomp_profiles: config.paths.etc.join("seccomp"),
         handlers: config.handlers.clone(),
     }

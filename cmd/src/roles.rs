@@ -17,6 +17,7 @@ use tracing::info;
 use crate::config::NodeConfig;
 use crate::flags::KubeletFlags;
 use crate::node::Node;
+use runtime::options::CgroupDriver;
 
 /// `orlop server`: store, apiserver, scheduler, controllers, and the node.
 pub async fn server(config: NodeConfig) -> anyhow::Result<()> {
@@ -198,7 +199,16 @@ async fn new_kubelet(
     let mut settings = kubelet::Config::new(config.node_name.clone(), &paths.data);
     let cri = match runtime {
         Runtime::Own(node) => {
-            settings.cgroup_base = Some(format!("/{}", config.cgroup_parent()));
+            match config.cgroup_driver {
+                CgroupDriver::Cgroupfs => {
+                    settings.cgroup_base = Some(format!("/{}", config.cgroup_parent()));
+                }
+                // A slice's name says where it is; its pods are told apart from those of other nodes by a prefix.
+                CgroupDriver::Systemd => {
+                    settings.systemd_cgroups = true;
+                    settings.cgroup_root = config.cgroup_parent();
+                }
+            }
             settings.streaming_certificate = config.streaming_tls.clone().map(|files| files.certificate);
             Arc::clone(&node.cri)
         }

@@ -74,9 +74,11 @@ impl Inner {
     }
 
     pub(crate) fn runtime_config(&self) -> RuntimeConfigResponse {
-        RuntimeConfigResponse {
-            linux: Some(LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs as i32 }),
-        }
+        let driver = match self.runtime.cgroup_driver() {
+            runtime::options::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+            runtime::options::CgroupDriver::Systemd => CgroupDriver::Systemd,
+        };
+        RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver as i32 }) }
     }
 
     /// The pods' range is the node's own setting, from its start on: a kubelet that names it with a mistake, or another

@@ -46,6 +46,8 @@ pub struct Config {
     pub cgroup_base: Option<String>,
     /// Prefix of pods' cgroup parents; empty gives `/kubepods/…`.
     pub cgroup_root: String,
+    /// `cgroupDriver` is systemd: pods' cgroup parents are names of slices, `<cgroup_root>-kubepods-….slice`.
+    pub systemd_cgroups: bool,
     /// Labels to register the node with, besides the well-known ones.
     pub node_labels: BTreeMap<String, String>,
     /// `registerWithTaints`: taints of a node that is registered for the first time.
@@ -187,6 +189,7 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             cgroup_base: None,
             cgroup_root: String::new(),
+            systemd_cgroups: false,
             node_labels: BTreeMap::new(),
             register_with_taints: Vec::new(),
             crash_loop: Backoff::default(),

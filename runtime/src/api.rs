@@ -11,7 +11,7 @@ use crate::error::{ExecError, OpenError, RuntimeError, StartError};
 use crate::handler::{Features, NATIVE};
 use crate::id::{ContainerId, SandboxId};
 use crate::open;
-use crate::options::{Capabilities, Options};
+use crate::options::{Capabilities, CgroupDriver, Options};
 use crate::record::ContainerRecord;
 use crate::session::{AttachSession, ExecOutput, ExecSession};
 use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
@@ -35,6 +35,11 @@ impl Runtime {
     /// What kernel and process can do.
     pub fn capabilities(&self) -> &Capabilities {
         &self.inner.capabilities
+    }
+
+    /// Who makes cgroups.
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.inner.options.cgroup_driver
     }
 
     /// Whether AppArmor's default profile is in force, or a sentence that says why not; `None` where the kernel has no

@@ -51,7 +51,8 @@ impl Inner {
             let (user, cgroup, unenforced, ready) = match made {
                 Ok(made) => made,
                 Err(error) => {
-                    inner.unmake_container(&spec.id, &format!("{}/{}", sandbox.cgroup, spec.id));
+                    let cgroup = inner.cgroups.container_path(&sandbox.cgroup, spec.id.as_str());
+                    inner.unmake_container(&spec.id, &cgroup);
                     return Err(error);
                 }
             };
@@ -125,6 +126,7 @@ impl Inner {
                 }
             },
             Err(error) => {
+                self.cgroups.settle(&record.cgroup);
                 self.start_failed(&record, &error);
                 Err(error)
             }
@@ -187,10 +189,7 @@ impl Inner {
         if let Origin::Join(path) = &mut draft.namespaces.pid {
             *path = self.pid_namespace(spec, sandbox)?;
         }
-        let cgroup = match self.cgroups.open_path(&record.cgroup) {
-            Ok(group) => group,
-            Err(_) => self.container_cgroup(spec, &record.cgroup)?.0,
-        };
+        let cgroup = self.cgroup_at_start(spec, &record.cgroup)?;
         let cgroup = cgroup
             .fd()
             .try_clone_to_owned()
@@ -516,11 +515,14 @@ impl Inner {
         let merged = merge(&record.spec.resources, resources);
         let inner = self.clone();
         let (merged, unenforced) = blocking(move || {
-            let group = inner
-                .cgroups
-                .open_path(&record.cgroup)
-                .map_err(|errno| RuntimeError::io(format!("open cgroup {}", record.cgroup))(errno.into()))?;
-            let unenforced = inner.cgroups.apply(&group, &merged)?;
+            let unenforced = match inner.cgroups.open_path(&record.cgroup) {
+                Ok(group) => inner.cgroups.apply(&group, &merged)?,
+                // It gets them when it is started.
+                Err(sys::Errno::NOENT) if inner.cgroups.is_late() => inner.cgroups.unenforced(&merged)?,
+                Err(errno) => {
+                    return Err(RuntimeError::io(format!("open cgroup {}", record.cgroup))(errno.into()));
+                }
+            };
             Ok::<_, RuntimeError>((merged, unenforced))
         })
         .await?;

@@ -290,6 +290,8 @@ impl Inner {
                 tracing::warn!(container = %record.spec.id, error = %errno, "kill what a container left behind");
             }
         }
+        // The keeper has read why it ended.
+        self.cgroups.settle(&record.cgroup);
         let (id, sandbox) = (record.spec.id.clone(), record.spec.sandbox.clone());
         self.announce(Event::ContainerStopped { id, sandbox, exit });
     }

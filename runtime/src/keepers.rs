@@ -13,6 +13,7 @@ use keeper::protocol::{self, Event, HandoverContainer, Hello, ProcessId, UnixNan
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 
+use crate::cgroup::Cgroups;
 use crate::core::{Held, Inner, blocking, chain, init_id, init_of, timestamp};
 use crate::error::OpenError;
 use crate::id::ContainerId;
@@ -31,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 type Connection = (Keeper, Hello, mpsc::UnboundedReceiver<Event>);
 
 /// Connects to the living keeper (upgrading one of another build), or starts one.
-pub async fn find_or_start(inner: &Inner) -> Result<Connection, OpenError> {
+pub async fn find_or_start(inner: &Arc<Inner>) -> Result<Connection, OpenError> {
     let paths = &inner.paths;
     let failed = |step: &str| {
         let step = step.to_owned();
@@ -51,20 +52,24 @@ pub async fn find_or_start(inner: &Inner) -> Result<Connection, OpenError> {
 }
 
 /// Starts a keeper and connects to it.
-async fn start(inner: &Inner) -> Result<Connection, OpenError> {
+async fn start(inner: &Arc<Inner>) -> Result<Connection, OpenError> {
     let paths = &inner.paths;
     let io = |step: String| move |errno: sys::Errno| OpenError::Io { step, source: errno.into() };
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let log = rustix::fs::open(&paths.keeper_log, flags, Mode::from_raw_mode(0o600))
         .map_err(io(format!("open {}", paths.keeper_log.display())))?;
     let socket = paths.socket.clone();
-    let cgroup = inner.cgroups.make_keeper().map_err(io("make the keeper's cgroup".into()))?;
+    let strong = inner.clone();
     blocking(move || {
-        let cgroup = cgroup.as_ref().map(|group| group.fd());
-        client::spawn_in(crate::KEEPER_BINARY, &socket, Some(log.as_fd()), cgroup)
+        let made = strong.cgroups.make_keeper();
+        let cgroup =
+            made.map_err(|source| OpenError::Io { step: "make the keeper's cgroup".into(), source })?;
+        let group = cgroup.as_ref().map(|group| group.fd());
+        let started = client::spawn_in(crate::KEEPER_BINARY, &socket, Some(log.as_fd()), group);
+        strong.cgroups.settle(&strong.cgroups.keeper_path());
+        started.map_err(io("start the keeper".into()))
     })
-    .await
-    .map_err(io("start the keeper".into()))?;
+    .await?;
     Keeper::connect_patiently(&paths.socket, START).await.map_err(|error| OpenError::Keeper {
         step: "connect to a new keeper".into(),
         source: Box::new(error),
@@ -191,7 +196,7 @@ impl Inner {
     fn orphans(&self) -> Vec<Orphan> {
         let objects = self.objects.lock();
         let containers = objects.containers.values().filter_map(|entry| orphan_container(&entry.record));
-        let inits = objects.sandboxes.values().filter_map(|entry| orphan_init(&entry.record));
+        let inits = objects.sandboxes.values().filter_map(|entry| orphan_init(&entry.record, &self.cgroups));
         containers.chain(inits).collect()
     }
 
@@ -329,7 +334,7 @@ fn orphan_container(record: &ContainerRecord) -> Option<Orphan> {
     })
 }
 
-fn orphan_init(record: &SandboxRecord) -> Option<Orphan> {
+fn orphan_init(record: &SandboxRecord, cgroups: &Cgroups) -> Option<Orphan> {
     if record.spec.namespaces.pid != NamespaceMode::Pod {
         return None;
     }
@@ -340,7 +345,7 @@ fn orphan_init(record: &SandboxRecord) -> Option<Orphan> {
         started_at: UnixNanos(i64::try_from(record.created_at.as_nanosecond()).unwrap_or_default()),
         stdio: Stdio::Null,
         stdin_once: false,
-        cgroup: format!("{}/init", record.cgroup),
+        cgroup: cgroups.init_path(&record.cgroup, record.spec.id.as_str()),
         log: None,
     })
 }

@@ -36,12 +36,18 @@ impl Inner {
         RuntimeError::fault("container: read its users")?;
         let (passwd, group) = (users(&rootfs, "etc/passwd")?, users(&rootfs, "etc/group")?);
         let user = user::resolve(&spec.user, &passwd, &group)?;
-        let cgroup = format!("{}/{}", sandbox.cgroup, spec.id);
+        let cgroup = self.cgroups.container_path(&sandbox.cgroup, spec.id.as_str());
         let draft = self.draft(spec, &user, &cgroup, sandbox)?;
         // Refuses a bad profile now, and has the filter ready.
         self.filter(spec, sandbox)?;
         RuntimeError::fault("container: make its cgroup")?;
-        let (_, mut unenforced) = self.container_cgroup(spec, &cgroup)?;
+        let mut unenforced = if self.cgroups.is_late() {
+            let mut unenforced = self.cgroups.unenforced(&spec.resources)?;
+            unenforced.extend(self.cannot(spec));
+            unenforced
+        } else {
+            self.container_cgroup(spec, &cgroup)?.1
+        };
         RuntimeError::fault("container: plan its process")?;
         let confinement = self.confinement(spec)?;
         let process = oci::process(spec, &user, "", self.available_in(sandbox), &confinement)?;
@@ -178,6 +184,17 @@ impl Inner {
         }
         unenforced.extend(self.cannot(spec));
         Ok((group, unenforced))
+    }
+
+    /// The cgroup that a container is started in.
+    pub fn cgroup_at_start(&self, spec: &ContainerSpec, path: &str) -> Result<Group, RuntimeError> {
+        match self.cgroups.open_path(path) {
+            Ok(group) if !self.cgroups.is_late() => return Ok(group),
+            // Left by a daemon that died right here.
+            Ok(_) => self.cgroups.destroy(path)?,
+            Err(_) => {}
+        }
+        Ok(self.container_cgroup(spec, path)?.0)
     }
 
     /// Lets the processes of a cgroup use a container's devices only.

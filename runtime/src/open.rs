@@ -90,7 +90,7 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
     }
     let lock = lock(&paths.lock)?;
     forget_other_boot(&paths).map_err(io("clear what an earlier boot left".into()))?;
-    let cgroups = Cgroups::open(&options.cgroup_parent).map_err(|source| OpenError::Cgroup { source })?;
+    let cgroups = Cgroups::open(&options.cgroup_parent, options.cgroup_driver)?;
     let pins = Pins::open(paths.namespaces.clone())
         .map_err(io(format!("prepare {}", paths.namespaces.display())))?;
     let available = sys::caps::bounding() & sys::caps::get().map(|sets| sets.permitted).unwrap_or(u64::MAX);
@@ -252,9 +252,12 @@ impl Inner {
         for pod in &pods {
             for child in self.cgroups.children(pod) {
                 // A kubelet may have groups of its own there; ours are named by ids.
-                let ours = crate::id::ContainerId::new(&child).is_ok() && child.len() >= 32;
+                let name = self.cgroups.name_of(&child);
+                let ours = crate::id::ContainerId::new(name).is_ok() && name.len() >= 32;
+                let init = name.starts_with("init-");
                 if ours
-                    && !containers.contains(&child)
+                    && !init
+                    && !containers.iter().any(|container| container == name)
                     && let Err(error) = self.cgroups.destroy(&format!("{pod}/{child}"))
                 {
                     report("cgroup", &child, &error);
@@ -324,22 +327,25 @@ pub async fn destroy(options: Options) -> Result<(), OpenError> {
 
 impl Inner {
     fn remove_cgroups(&self) -> Result<(), RuntimeError> {
-        let (containers, sandboxes): (Vec<String>, Vec<(String, bool)>) = {
+        let (containers, sandboxes): (Vec<String>, Vec<(String, String, bool)>) = {
             let objects = self.objects.lock();
             (
                 objects.containers.values().map(|entry| entry.record.cgroup.clone()).collect(),
                 objects
                     .sandboxes
                     .values()
-                    .map(|entry| (entry.record.cgroup.clone(), entry.record.cgroup_made))
+                    .map(|entry| {
+                        let record = &entry.record;
+                        (record.spec.id.to_string(), record.cgroup.clone(), record.cgroup_made)
+                    })
                     .collect(),
             )
         };
         for cgroup in containers {
             self.cgroups.destroy(&cgroup)?;
         }
-        for (cgroup, made) in sandboxes {
-            let cgroup = if made { cgroup } else { format!("{cgroup}/init") };
+        for (id, cgroup, made) in sandboxes {
+            let cgroup = if made { cgroup } else { self.cgroups.init_path(&cgroup, &id) };
             self.cgroups.destroy(&cgroup)?;
         }
         self.cgroups.destroy_pods()

@@ -16,6 +16,8 @@ pub struct Options {
     /// The node's own cgroup, beneath which all pods' are made. Empty: the root of the cgroup2
     /// file system, for a kubelet that makes pod cgroups by itself.
     pub cgroup_parent: String,
+    /// Who makes cgroups.
+    pub cgroup_driver: CgroupDriver,
     /// Directory of `Localhost` seccomp profiles named by relative path.
     pub seccomp_profiles: PathBuf,
     /// Other programs that can make containers, by the name that pods know them by.
@@ -31,9 +33,21 @@ impl Options {
             run: root.join("run"),
             seccomp_profiles: root.join("etc/seccomp"),
             cgroup_parent: cgroup_parent.into(),
+            cgroup_driver: CgroupDriver::default(),
             handlers: Handlers::default(),
         }
     }
+}
+
+/// Who makes cgroups, as KubeletConfiguration names it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// This process, in the cgroup file system.
+    #[default]
+    Cgroupfs,
+    /// systemd, over D-Bus: it must be the machine's first process.
+    Systemd,
 }
 
 /// What this kernel and this process can do, probed once at start.

@@ -87,6 +87,7 @@ impl Inner {
         sysctls: Vec<(String, String)>,
     ) -> Result<Sandbox, RuntimeError> {
         let (inner, spec, path) = (self.clone(), record.spec.clone(), record.cgroup.clone());
+        let init_path = self.cgroups.init_path(&path, spec.id.as_str());
         let shared_pid = spec.namespaces.pid == NamespaceMode::Pod;
         let (id, user) = (spec.id.clone(), spec.user_namespace);
         let (unenforced, init_cgroup) = blocking(move || {
@@ -102,7 +103,15 @@ impl Inner {
             inner.pins.make(&spec, &sysctls)?;
             RuntimeError::fault("sandbox: make the cgroup of its init")?;
             let init = match shared_pid {
-                true => Some(inner.cgroups.make_container(&format!("{path}/init"), &Resources::default())?.0),
+                true => Some(
+                    inner
+                        .cgroups
+                        .make_container(
+                            &inner.cgroups.init_path(&path, spec.id.as_str()),
+                            &Resources::default(),
+                        )?
+                        .0,
+                ),
                 false => None,
             };
             Ok::<_, RuntimeError>((unenforced, init))
@@ -126,13 +135,15 @@ impl Inner {
                     user_namespace,
                 };
                 RuntimeError::fault("sandbox: start its init")?;
-                let reply = self
-                    .keeper()
-                    .await?
-                    .launch_init(plan, fds)
-                    .await
-                    .map_err(keeper_error(format!("start the init of sandbox {id}")))?;
-                Some(reply)
+                let started = match self.keeper().await {
+                    Ok(keeper) => keeper
+                        .launch_init(plan, fds)
+                        .await
+                        .map_err(keeper_error(format!("start the init of sandbox {id}"))),
+                    Err(error) => Err(error),
+                };
+                self.cgroups.settle(&init_path);
+                Some(started?)
             }
             None => None,
         };
@@ -160,11 +171,7 @@ impl Inner {
         let record = self.sandbox_record(id)?;
         let inner = self.clone();
         let (resources, unenforced) = blocking(move || {
-            let group = inner
-                .cgroups
-                .open_path(&record.cgroup)
-                .map_err(|errno| RuntimeError::io(format!("open cgroup {}", record.cgroup))(errno.into()))?;
-            let unenforced = inner.cgroups.apply(&group, &resources)?;
+            let unenforced = inner.cgroups.apply_pod(&record.cgroup, &resources)?;
             Ok::<_, RuntimeError>((resources, unenforced))
         })
         .await?;
@@ -210,7 +217,10 @@ impl Inner {
             return Ok(());
         }
         let inner = self.clone();
-        blocking(move || inner.cgroups.destroy(&format!("{}/init", record.cgroup))).await?;
+        blocking(move || {
+            inner.cgroups.destroy(&inner.cgroups.init_path(&record.cgroup, record.spec.id.as_str()))
+        })
+        .await?;
         self.change_sandbox(id, |entry| {
             entry.record.init = None;
             entry.held = None;

@@ -3,6 +3,7 @@
 use cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 
+use crate::config::Config;
 use crate::pod::view;
 use crate::quantity;
 use crate::status::qos;
@@ -95,12 +96,19 @@ fn oom_score(class: &str, request: i64, node_memory: i64) -> i64 {
     }
 }
 
-/// The cgroup of a pod below the node's root: `/kubepods[/burstable|/besteffort]/pod<uid>`.
-pub fn cgroup_parent(root: &str, pod: &Pod, uid: &str) -> String {
+/// The cgroup of a pod below the node's root: `/kubepods[/burstable|/besteffort]/pod<uid>`, or for systemd
+/// `kubepods[-burstable|-besteffort]-pod<uid>.slice`.
+pub fn cgroup_parent(config: &Config, pod: &Pod, uid: &str) -> String {
     let class = match qos::class(view::spec(pod)) {
         "Burstable" => "/burstable",
         "BestEffort" => "/besteffort",
         _ => "",
     };
-    format!("{}/kubepods{class}/pod{uid}", root.trim_end_matches('/'))
+    let root = config.cgroup_root.trim_end_matches('/');
+    if config.systemd_cgroups {
+        let prefix = if root.is_empty() { String::new() } else { format!("{root}-") };
+        // A dash is a step in a slice's name.
+        return format!("{prefix}kubepods{}-pod{}.slice", class.replace('/', "-"), uid.replace('-', "_"));
+    }
+    format!("{root}/kubepods{class}/pod{uid}")
 }

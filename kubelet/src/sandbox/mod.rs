@@ -47,7 +47,7 @@ pub fn config(
         labels: pod_labels(pod, key),
         annotations: annotations(pod),
         linux: Some(cri::LinuxPodSandboxConfig {
-            cgroup_parent: resources::cgroup_parent(&config.cgroup_root, pod, key.uid.as_str()),
+            cgroup_parent: resources::cgroup_parent(config, pod, key.uid.as_str()),
             security_context: Some(security::sandbox(pod, users, &seccomp_root)),
             sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
             overhead: resources::overhead(pod),

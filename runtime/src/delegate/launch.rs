@@ -118,10 +118,7 @@ impl Inner {
         }
         if let Task::Container { log, cgroup, .. } = &mut commands.plan.task {
             *log = spec.log_path.as_deref().map(prepare::open_log).transpose()?.map(|file| fds.add(file));
-            let group = match self.cgroups.open_path(&record.cgroup) {
-                Ok(group) => group,
-                Err(_) => self.container_cgroup(spec, &record.cgroup)?.0,
-            };
+            let group = self.cgroup_at_start(spec, &record.cgroup)?;
             if confined == Devices::ByUs {
                 self.confine_devices(&group, spec)?;
             }

@@ -9,6 +9,7 @@ mod power;
 mod resize;
 mod stats;
 mod survival;
+mod systemd;
 mod users;
 
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         stats::CASES,
         survival::CASES,
         apparmor::CASES,
+        systemd::CASES,
         users::CASES,
         checkpoint::CASES,
     ];

@@ -30,7 +30,7 @@ use sys::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// The command line makes no sense.
-    #[error("usage: orlop-keeper --socket PATH | init DESCRIPTOR | usher DESCRIPTOR")]
+    #[error("usage: orlop-keeper --socket PATH | init DESCRIPTOR | usher DESCRIPTOR | hold")]
     Usage,
     /// Another keeper answers at the socket.
     #[error("a keeper already listens at {0}")]
@@ -60,10 +60,13 @@ enum Mode {
     Resume(i32),
     Init(i32),
     Usher(i32),
+    /// Be a process, so that a scope of systemd has one, and do nothing.
+    Hold,
 }
 
 fn parse(args: &[OsString]) -> Result<Mode, ProgramError> {
     match args {
+        [word] if word == "hold" => Ok(Mode::Hold),
         [flag, path] if flag == "--socket" => Ok(Mode::Listen(path.into())),
         // The socket is only there for whoever looks at the process list.
         [flag, fd, ..] if flag == "--resume" => {
@@ -104,6 +107,11 @@ pub fn run(args: &[OsString]) -> Result<(), ProgramError> {
             step("set the name", rustix::thread::set_name(c"orlop-usher"))?;
             usher::run(fd)
         }
+        Mode::Hold => {
+            step("set the name", rustix::thread::set_name(c"orlop-hold"))?;
+            become_nobody()?;
+            sys::process::reap_for_ever()
+        }
         Mode::Init(report) => {
             // SAFETY: the keeper gave this program the number, and nothing else here has used it yet.
             let report = step("take the report", unsafe { sys::process::inherited(report) })?;
@@ -116,7 +124,7 @@ pub fn run(args: &[OsString]) -> Result<(), ProgramError> {
     }
 }
 
-/// The init of a shared pid namespace needs no right at all.
+/// The init of a shared pid namespace and a placeholder need no right at all.
 fn become_nobody() -> Result<(), ProgramError> {
     let nobody = 65534;
     step("limit capabilities", sys::caps::limit_bounding(0))?;
@@ -143,6 +151,8 @@ mod tests {
         assert_eq!(parse(&args(&["--resume", "7", "--socket", "/run/s"])).unwrap(), Mode::Resume(7));
         assert_eq!(parse(&args(&["init", "5"])).unwrap(), Mode::Init(5));
         assert_eq!(parse(&args(&["usher", "4"])).unwrap(), Mode::Usher(4));
+        assert_eq!(parse(&args(&["hold"])).unwrap(), Mode::Hold);
+        assert!(parse(&args(&["init"])).is_err());
         assert!(parse(&args(&["--resume", "x", "--socket", "/run/s"])).is_err());
         assert!(parse(&[]).is_err());
     }
