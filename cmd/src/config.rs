@@ -46,6 +46,8 @@ pub struct NodeFile {
     cdi_spec_dirs: Option<Vec<PathBuf>>,
     #[serde(flatten)]
     images: crate::image_config::ImageFile,
+    #[serde(flatten)]
+    resources: crate::resource_config::ResourceFile,
 }
 
 /// One runtime handler, by the names that CRI-O and containerd have for its settings.
@@ -136,6 +138,7 @@ pub struct NodeConfig {
     pub crash_loop_initial: Option<Duration>,
     pub crash_loop_max: Option<Duration>,
     pub images: crate::image_config::ImageConfig,
+    pub resources: crate::resource_config::ResourceConfig,
     pub handlers: Handlers,
     pub streaming_tls: Option<TlsFiles>,
     pub cdi_spec_dirs: Option<Vec<PathBuf>>,
@@ -246,6 +249,7 @@ fn merge(paths: Paths, file: NodeFile, flags: &NodeFlags, host: Host) -> anyhow:
             .initial_container_restart_period
             .map(Duration::from_secs),
         images: file.images.believe(&paths)?,
+        resources: file.resources.believe()?,
         crash_loop_max: file.crash_loop_back_off.max_container_restart_period.map(Duration::from_secs),
         handlers: handlers(file.runtimes, file.default_runtime)?,
         streaming_tls: file.streaming.believe()?,

@@ -12,6 +12,7 @@ mod image_config;
 mod log;
 mod node;
 mod paths;
+mod resource_config;
 mod roles;
 mod status;
 

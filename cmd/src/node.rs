@@ -81,6 +81,7 @@ impl Node {
         }
         let mut server = cri_server::Config::new(config.paths.run.join("cri"), config.paths.data.clone());
         server.streaming_tls = config.streaming_tls.clone();
+        server.default_rlimits = config.resources.default_rlimits.clone();
         if let Some(directories) = &config.cdi_spec_dirs {
             server.cdi_directories = directories.clone();
         }

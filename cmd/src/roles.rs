@@ -212,7 +212,10 @@ async fn new_kubelet(
             settings.streaming_certificate = config.streaming_tls.clone().map(|files| files.certificate);
             Arc::clone(&node.cri)
         }
-        Runtime::Other(cri) => cri,
+        Runtime::Other(cri) => {
+            config.resources.fits_another_runtime()?;
+            cri
+        }
     };
     settings.node_ips = config.node_ips.clone();
     settings.root_dir = paths.data.join("kubelet");
@@ -228,6 +231,10 @@ async fn new_kubelet(
     settings.container_log_max_files =
         config.container_log_max_files.unwrap_or(settings.container_log_max_files);
     settings.images = config.images.kubelet.clone();
+    settings.resources = config.resources.kubelet.clone();
+    settings.allowed_unsafe_sysctls = config.resources.allowed_unsafe_sysctls.clone();
+    settings.user_ids = kubelet::UserIds::of_node(config.resources.ids_per_pod, settings.max_pods)
+        .map_err(|why| anyhow::anyhow!("choose the user ids of pods: {why}"))?;
     settings.crash_loop.base = config.crash_loop_initial.unwrap_or(settings.crash_loop.base);
     settings.crash_loop.max = config.crash_loop_max.unwrap_or(settings.crash_loop.max);
     Ok(Kubelet::new(settings, client, cri).await?)

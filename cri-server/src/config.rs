@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use runtime::spec::Rlimit;
+
 use crate::streaming::TlsFiles;
 
 /// Settings of a [`crate::CriServer`].
@@ -20,6 +22,8 @@ pub struct Config {
     pub version: String,
     /// Where the files of CDI devices are; later directories win.
     pub cdi_directories: Vec<PathBuf>,
+    /// POSIX limits of every container: the CRI has no field for them.
+    pub default_rlimits: Vec<Rlimit>,
     /// A directory on the file system of the containers' writable layers.
     pub layers_dir: PathBuf,
 }
@@ -34,6 +38,7 @@ impl Config {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cdi_directories: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            default_rlimits: Vec::new(),
             layers_dir: layers_dir.into(),
         }
     }

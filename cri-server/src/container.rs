@@ -95,6 +95,7 @@ impl Inner {
             image_mounts,
             sandbox_files: self.sandbox_files(sandbox, sandbox_meta),
             target,
+            default_rlimits: &self.config.default_rlimits,
         })?;
         let devices = cdi::wanted(&config)?;
         if !devices.is_empty() {

@@ -13,8 +13,8 @@ use cri_api::v1::{
 };
 use oci_spec::image::Config as ImageConfig;
 use runtime::spec::{
-    Capabilities, Device, GroupsPolicy, Mount, MountSource, NamespaceMode, Namespaces, Propagation, Seccomp,
-    User,
+    Capabilities, Device, GroupsPolicy, Mount, MountSource, NamespaceMode, Namespaces, Propagation, Rlimit,
+    Seccomp, User,
 };
 use runtime::{ContainerId, ContainerSpec, SandboxId};
 use tonic::Status;
@@ -42,6 +42,8 @@ pub struct Parts<'a> {
     pub sandbox_files: Vec<(&'static str, PathBuf)>,
     /// The container whose processes it joins, if it names one.
     pub target: Option<ContainerId>,
+    /// POSIX limits of every container.
+    pub default_rlimits: &'a [Rlimit],
 }
 
 /// Translates a container. The caller adds `meta`, and what devices by name need.
@@ -88,9 +90,14 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
     spec.seccomp = seccomp(context.seccomp.as_ref(), &context.seccomp_profile_path)?;
     spec.apparmor = apparmor(context.apparmor.as_ref(), &context.apparmor_profile)?;
     spec.no_new_privs = context.no_new_privs;
-    // Over gRPC an empty list and none are the same: both mean the default, the safe one.
-    spec.masked_paths = Some(context.masked_paths.clone()).filter(|paths| !paths.is_empty());
-    spec.readonly_paths = Some(context.readonly_paths.clone()).filter(|paths| !paths.is_empty());
+    // Over gRPC an empty list and none are the same. A pod with users of its own may see all of /proc (`procMount:
+    // Unmasked`, which Kubernetes allows to no other); else both mean the default, the safe one.
+    let own_users =
+        pod.and_then(|pod| pod.namespace_options.as_ref()).map(user_namespace).transpose()?.flatten();
+    let paths = |list: &[String]| Some(list.to_vec()).filter(|list| !list.is_empty() || own_users.is_some());
+    spec.masked_paths = paths(&context.masked_paths);
+    spec.readonly_paths = paths(&context.readonly_paths);
+    spec.rlimits = parts.default_rlimits.to_vec();
     spec.tty = config.tty;
     spec.stdin = config.stdin;
     spec.stdin_once = config.stdin_once;

@@ -36,6 +36,7 @@ pub fn container(
         image_mounts: Vec::new(),
         sandbox_files: vec![("/etc/hosts", "/run/hosts".into())],
         target: None,
+        default_rlimits: &[],
     })
     .ok()?;
     if let Some(log) = &spec.log_path {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::images::records::Verification;
+use crate::users::UserIds;
 
 /// Everything a [`crate::Kubelet`] needs to know. `Config::new` fills in the usual defaults.
 #[derive(Clone, Debug)]
@@ -68,20 +69,42 @@ pub struct Config {
     pub container_log_max_files: u32,
     /// How often log files are measured for rotation (`containerLogMonitorInterval`).
     pub container_log_monitor_interval: Duration,
-    /// `systemReserved` and `kubeReserved` together: taken off `allocatable` (`cpu`, `memory`, …).
-    pub reserved: BTreeMap<String, String>,
+    /// What pods get of the machine, and what it keeps.
+    pub resources: ResourceSettings,
     /// `allowedUnsafeSysctls`: exact names, or prefixes that end in `*`.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Whether the node's kernel has AppArmor; where it hasn't, pods that ask for its confinement are rejected.
     pub apparmor: bool,
-    /// `userNamespaces.idsPerPod`: user ids of each pod with `hostUsers: false`; a multiple of 65536.
-    pub user_ids_per_pod: u32,
+    /// The ids that pods with `hostUsers: false` are given.
+    pub user_ids: UserIds,
     /// The kubelet's version as the node reports it.
     pub kubelet_version: String,
     /// `providerID`, if a cloud gave the node one.
     pub provider_id: Option<String>,
     /// How images are pulled and removed.
     pub images: ImageSettings,
+}
+
+/// What pods get of the machine, and what it keeps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResourceSettings {
+    /// `systemReserved`: taken off `allocatable` (`cpu`, `memory`, `ephemeral-storage`, `pid`).
+    pub system_reserved: BTreeMap<String, String>,
+    /// `kubeReserved`: likewise.
+    pub kube_reserved: BTreeMap<String, String>,
+    /// `enforceNodeAllocatable` names `pods`: all pods together get no more than what is not reserved.
+    pub enforce_pods: bool,
+    /// `podPidsLimit`: processes and threads of each pod; `None`: as many as the node has.
+    pub pod_pids_limit: Option<i64>,
+    /// `memoryThrottlingFactor`: from which part of the way from its request to its limit on a container is slowed
+    /// down (`memory.high`), 0 to 1; `None`: never.
+    pub memory_throttling_factor: Option<f64>,
+    /// `memoryReservationPolicy` is `TieredReservation`: what pods request is protected (`memory.min`, `memory.low`).
+    pub memory_reservation: bool,
+    /// `memorySwap.swapBehavior` is `LimitedSwap`: burstable pods get swap in proportion to their requests.
+    pub limited_swap: bool,
+    /// `singleProcessOOMKill`: of a container that exceeds its memory one process is killed, and not all.
+    pub single_process_oom_kill: bool,
 }
 
 /// How images are pulled and removed.
@@ -200,11 +223,11 @@ impl Config {
             container_log_max_size: 10 << 20,
             container_log_max_files: 5,
             container_log_monitor_interval: Duration::from_secs(10),
-            reserved: BTreeMap::new(),
+            resources: ResourceSettings { enforce_pods: true, ..Default::default() },
             allowed_unsafe_sysctls: Vec::new(),
             apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|text| text.trim() == "Y"),
-            user_ids_per_pod: crate::users::IDS_PER_POD,
+            user_ids: UserIds::default(),
             kubelet_version: concat!("v1.36.0+orlop-", env!("CARGO_PKG_VERSION")).into(),
             provider_id: None,
             images: ImageSettings::default(),

@@ -49,7 +49,7 @@ impl Fleet {
     pub fn sync(&self, wanted: &Wanted) {
         let all = desired(wanted);
         let objects: Vec<Arc<Pod>> = all.iter().map(|(_, desired)| Arc::clone(&desired.pod)).collect();
-        crate::sandbox::shares::apply(&self.shared.config, &objects);
+        crate::sandbox::shares::apply(&self.shared.config, &self.shared.machine, &objects);
         let mut pods = self.pods.write();
         pods.retain(|_, (_, handle)| !handle.done.is_cancelled());
         for (key, mut desired) in all.clone() {

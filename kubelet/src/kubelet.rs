@@ -111,7 +111,7 @@ impl Kubelet {
             clock,
             metrics,
             runtime_name: version.runtime_name,
-            allocatable: (machine.cpus * 1000, machine.memory),
+            machine: machine.clone(),
             client,
             cri,
             config,
@@ -173,7 +173,7 @@ fn with_watches(shared: Arc<Shared>, token: &CancellationToken) -> Shared {
         clock: shared.clock,
         metrics: Arc::clone(&shared.metrics),
         runtime_name: shared.runtime_name.clone(),
-        allocatable: shared.allocatable,
+        machine: shared.machine.clone(),
     }
 }
 

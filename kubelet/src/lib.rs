@@ -35,7 +35,9 @@ mod users;
 #[cfg(test)]
 mod testing;
 
-pub use config::{ApiConfig, Backoff, Config, ImageSettings};
+pub use config::{ApiConfig, Backoff, Config, ImageSettings, ResourceSettings};
 pub use images::keyring::docker::lookup as docker_credentials;
 pub use images::records::Verification;
 pub use kubelet::{Kubelet, StartError};
+pub use node::allocatable::check_reserved;
+pub use users::{IDS_PER_POD, UserIds};

@@ -14,6 +14,8 @@ use crate::container::fields::NodeFacts;
 use crate::events::Recorder;
 use crate::images::Images;
 use crate::metrics::Metrics;
+use crate::node::allocatable;
+use crate::node::facts::Machine;
 use crate::objects::Objects;
 use crate::pod::view;
 
@@ -41,8 +43,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The runtime's name: what container ids begin with.
     pub runtime_name: String,
-    /// Allocatable CPU (thousandths) and memory (bytes).
-    pub allocatable: (i64, i64),
+    /// The machine.
+    pub machine: Machine,
 }
 
 impl Shared {
@@ -57,9 +59,9 @@ impl Shared {
             node_name: self.config.node_name.clone(),
             host_ips: self.host_ips(),
             pod_ips,
-            cpu_milli: self.allocatable.0,
-            memory: self.allocatable.1,
-            storage: 0,
+            cpu_milli: allocatable::cpu(&self.config, &self.machine),
+            memory: allocatable::memory(&self.config, &self.machine),
+            storage: allocatable::storage(&self.config, &self.machine),
         }
     }
 

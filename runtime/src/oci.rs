@@ -477,10 +477,15 @@ fn host_device(device: &HostDevice) -> Result<LinuxDevice, OciSpecError> {
         .build()
 }
 
-fn rlimit(limit: &spec::Rlimit) -> Result<PosixRlimit, RuntimeError> {
+/// Whether this is the name of a POSIX limit: `RLIMIT_NOFILE`, or `nofile`.
+pub fn is_rlimit(name: &str) -> bool {
+    rlimit_type(name).is_some()
+}
+
+fn rlimit_type(name: &str) -> Option<PosixRlimitType> {
     use PosixRlimitType as T;
-    let upper = limit.name.to_ascii_uppercase();
-    let typ = match upper.strip_prefix("RLIMIT_").unwrap_or(&upper) {
+    let upper = name.to_ascii_uppercase();
+    Some(match upper.strip_prefix("RLIMIT_").unwrap_or(&upper) {
         "CPU" => T::RlimitCpu,
         "FSIZE" => T::RlimitFsize,
         "DATA" => T::RlimitData,
@@ -497,13 +502,17 @@ fn rlimit(limit: &spec::Rlimit) -> Result<PosixRlimit, RuntimeError> {
         "NICE" => T::RlimitNice,
         "RTPRIO" => T::RlimitRtprio,
         "RTTIME" => T::RlimitRttime,
-        _ => {
-            return Err(RuntimeError::invalid(format!(
-                "limit {:?} is not known: use a name of getrlimit(2), such as RLIMIT_NOFILE",
-                limit.name
-            )));
-        }
-    };
+        _ => return None,
+    })
+}
+
+fn rlimit(limit: &spec::Rlimit) -> Result<PosixRlimit, RuntimeError> {
+    let typ = rlimit_type(&limit.name).ok_or_else(|| {
+        RuntimeError::invalid(format!(
+            "limit {:?} is not known: use a name of getrlimit(2), such as RLIMIT_NOFILE",
+            limit.name
+        ))
+    })?;
     if limit.soft > limit.hard {
         return Err(RuntimeError::invalid(format!(
             "limit {}: soft {} is above hard {}: lower the first",

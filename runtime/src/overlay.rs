@@ -4,8 +4,8 @@
 //! is, safe for any character in it, and nothing of the node's paths shows in the container's mountinfo.
 //!
 //! Guarantees: the mount is in no mount table, and is gone with its descriptor.
-//! Caveats: before 6.7 all layers must fit into one page of options: about 150 of them; with more than about 14
-//! the mount is in the mount table for a moment.
+//! Caveats: the kernel takes 500 layers; before 6.7 all must fit into one page of options: about 150 of them, and with
+//! more than about 14 the mount is in the mount table for a moment.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -25,6 +25,9 @@ pub struct Writable {
     pub work: PathBuf,
 }
 
+/// Most layers that overlayfs takes (OVL_MAX_STACK).
+const MOST: usize = 500;
+
 /// Mounts layers (topmost first), read-only without `writable`, with the ids of the user namespace `ids`.
 pub fn mount(
     lower: &[PathBuf],
@@ -34,6 +37,12 @@ pub fn mount(
 ) -> Result<OwnedFd, RuntimeError> {
     if lower.is_empty() {
         return Err(RuntimeError::invalid("an image without layers cannot be mounted"));
+    }
+    if lower.len() > MOST {
+        return Err(RuntimeError::invalid(format!(
+            "the image has {} layers, and overlayfs takes {MOST}: squash the image",
+            lower.len()
+        )));
     }
     let open = |path: &Path| {
         rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())

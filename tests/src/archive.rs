@@ -43,15 +43,25 @@ pub fn tar(members: &[Member<'_>]) -> Vec<u8> {
 
 /// A docker-save archive of one image, `name`, with one layer.
 pub fn saved_image(name: &str, layer: &[u8]) -> Vec<u8> {
-    let digest: String = Sha256::digest(layer).iter().map(|byte| format!("{byte:02x}")).collect();
+    saved_image_of(name, "{}", &[layer.to_vec()])
+}
+
+/// The same with several layers, the lowest first, and with what its configuration says to runtimes (JSON).
+pub fn saved_image_of(name: &str, says: &str, layers: &[Vec<u8>]) -> Vec<u8> {
+    let digest = |layer: &Vec<u8>| {
+        let hex: String = Sha256::digest(layer).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!(r#""sha256:{hex}""#)
+    };
+    let ids = layers.iter().map(digest).collect::<Vec<_>>().join(",");
     let config = format!(
-        r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":["sha256:{digest}"]}},"history":[]}}"#
+        r#"{{"architecture":"amd64","os":"linux","config":{says},"rootfs":{{"type":"layers","diff_ids":[{ids}]}},"history":[]}}"#
     );
-    let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{name}"],"Layers":["layer.tar"]}}]"#);
+    let names: Vec<String> = (0..layers.len()).map(|number| format!("layer-{number}.tar")).collect();
+    let listed = names.iter().map(|name| format!(r#""{name}""#)).collect::<Vec<_>>().join(",");
+    let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["{name}"],"Layers":[{listed}]}}]"#);
     let file = |name, data| Member { name, kind: b'0', link: "", data };
-    tar(&[
-        file("manifest.json", manifest.as_bytes()),
-        file("config.json", config.as_bytes()),
-        file("layer.tar", layer),
-    ])
+    let mut members =
+        vec![file("manifest.json", manifest.as_bytes()), file("config.json", config.as_bytes())];
+    members.extend(names.iter().zip(layers).map(|(name, layer)| file(name, layer)));
+    tar(&members)
 }

@@ -14,6 +14,10 @@ use crate::quantity::Quantity;
 pub(super) struct Pod<'a> {
     pub volumes: HashSet<&'a str>,
     pub host_network: bool,
+    /// The pod has users of its own.
+    pub own_users: bool,
+    /// `os.name`, or empty.
+    pub os: &'a str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,7 +40,7 @@ pub(super) fn container(c: &Value, field: &str, role: Role, pod: &Pod<'_>, e: &m
     env(c, field, e);
     mounts(c, field, pod, e);
     resources(&c["resources"], &format!("{field}.resources"), e);
-    security(&c["securityContext"], &format!("{field}.securityContext"), e);
+    security(&c["securityContext"], &format!("{field}.securityContext"), pod, e);
     let sidecar = text(c, "restartPolicy") == "Always";
     let may_probe = role == Role::App || (role == Role::Init && sidecar);
     if !c["restartPolicy"].is_null() && role == Role::Init && !sidecar {
@@ -67,6 +71,63 @@ pub(super) fn container(c: &Value, field: &str, role: Role, pod: &Pod<'_>, e: &m
                 handler(h, &format!("{path}.{key}"), &["exec", "httpGet", "tcpSocket", "sleep"], e);
             }
         }
+        stop_signal(text(l, "stopSignal"), &format!("{path}.stopSignal"), pod, e);
+    }
+}
+
+const SIGNALS: [&str; 36] = [
+    "SIGABRT",
+    "SIGALRM",
+    "SIGBUS",
+    "SIGCHLD",
+    "SIGCLD",
+    "SIGCONT",
+    "SIGFPE",
+    "SIGHUP",
+    "SIGILL",
+    "SIGINT",
+    "SIGIO",
+    "SIGIOT",
+    "SIGKILL",
+    "SIGPIPE",
+    "SIGPOLL",
+    "SIGPROF",
+    "SIGPWR",
+    "SIGQUIT",
+    "SIGRTMAX",
+    "SIGRTMIN",
+    "SIGSEGV",
+    "SIGSTKFLT",
+    "SIGSTOP",
+    "SIGSYS",
+    "SIGTERM",
+    "SIGTRAP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGVTALRM",
+    "SIGWINCH",
+    "SIGXCPU",
+    "SIGXFSZ",
+];
+
+/// The signal that asks a container to end: one of Linux, in a pod that says it is for Linux.
+fn stop_signal(name: &str, path: &str, pod: &Pod<'_>, e: &mut Errors) {
+    if name.is_empty() {
+        return;
+    }
+    if pod.os.is_empty() {
+        return e.forbidden(path, "may not be set for containers with empty `spec.os.name`");
+    }
+    let counted = |start: &str, most: u32| {
+        let number = name.strip_prefix(start).and_then(|number| number.parse::<u32>().ok());
+        number.is_some_and(|number| (1..=most).contains(&number))
+    };
+    if !SIGNALS.contains(&name) && !counted("SIGRTMIN+", 15) && !counted("SIGRTMAX-", 14) {
+        e.not_supported(path, name, &SIGNALS);
     }
 }
 
@@ -299,6 +360,12 @@ pub(super) fn resources(r: &Value, path: &str, e: &mut Errors) {
             }
         }
     }
+    let named = |of: &dyn Fn(&str) -> bool| {
+        ["limits", "requests"].iter().any(|part| entries(r, part).any(|(name, _)| of(name)))
+    };
+    if named(&|name| name.starts_with("hugepages-")) && !named(&|name| matches!(name, "cpu" | "memory")) {
+        e.forbidden(path, "HugePages require cpu or memory");
+    }
     for (name, request) in entries(r, "requests") {
         let limit = r.pointer(&format!("/limits/{}", name.replace('~', "~0").replace('/', "~1")));
         let request = Quantity::of(Some(request));
@@ -323,7 +390,7 @@ pub(super) fn resources(r: &Value, path: &str, e: &mut Errors) {
     }
 }
 
-fn security(s: &Value, path: &str, e: &mut Errors) {
+fn security(s: &Value, path: &str, pod: &Pod<'_>, e: &mut Errors) {
     for key in ["runAsUser", "runAsGroup"] {
         id(s, key, path, e);
     }
@@ -346,6 +413,9 @@ fn security(s: &Value, path: &str, e: &mut Errors) {
         }
     }
     e.one_of(s, path, "procMount", &["Default", "Unmasked"]);
+    if text(s, "procMount") == "Unmasked" && !pod.own_users {
+        e.invalid(&format!("{path}.procMount"), "Unmasked", "`hostUsers` must be false to use `Unmasked`");
+    }
     profiles(s, path, e);
 }
 

@@ -54,7 +54,12 @@ fn apparmor_annotations(pod: &Value, e: &mut Errors) {
 /// A pod's or template's `spec`.
 pub(super) fn spec_at(spec: &Value, path: &str, e: &mut Errors) {
     let host_network = flag(spec, "hostNetwork");
-    let pod = Pod { volumes: volumes::volumes(spec, path, e), host_network };
+    let pod = Pod {
+        volumes: volumes::volumes(spec, path, e),
+        host_network,
+        own_users: spec.get("hostUsers").and_then(Value::as_bool) == Some(false),
+        os: text(&spec["os"], "name"),
+    };
     containers(spec, path, &pod, e);
     e.one_of(spec, path, "restartPolicy", &["Always", "Never", "OnFailure"]);
     e.one_of(spec, path, "dnsPolicy", &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]);

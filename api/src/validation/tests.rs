@@ -337,3 +337,62 @@ fn bindings_need_a_node() {
         "Binding \"\" is invalid: target.name: Required value"
     );
 }
+
+#[test]
+fn unmasked_needs_own_users_and_huge_pages_need_memory() {
+    let with = |spec: Value, container: Value| {
+        let mut spec = spec;
+        let mut one = json!({"name": "c", "image": "i"});
+        one.as_object_mut().expect("an object").extend(container.as_object().expect("an object").clone());
+        spec["containers"] = json!([one]);
+        pod(spec)
+    };
+    let unmasked = json!({"securityContext": {"procMount": "Unmasked"}});
+    check("", "Pod", with(json!({"hostUsers": false}), unmasked.clone()), expect!["ok"]);
+    check(
+        "",
+        "Pod",
+        with(json!({}), unmasked),
+        expect![[
+            r#"Pod "a" is invalid: spec.containers[0].securityContext.procMount: Invalid value: "Unmasked": `hostUsers` must be false to use `Unmasked`"#
+        ]],
+    );
+    let pages = json!({"resources": {"limits": {"hugepages-2Mi": "4Mi"}}});
+    check(
+        "",
+        "Pod",
+        with(json!({}), pages),
+        expect![[
+            r#"Pod "a" is invalid: spec.containers[0].resources: Forbidden: HugePages require cpu or memory"#
+        ]],
+    );
+    let both = json!({"resources": {"limits": {"hugepages-2Mi": "4Mi", "memory": "4Mi"}}});
+    check("", "Pod", with(json!({}), both), expect!["ok"]);
+}
+
+#[test]
+fn stop_signals_are_of_the_pods_system() {
+    let with = |os: Value, signal: &str| {
+        let lifecycle = json!({"stopSignal": signal});
+        pod(json!({"os": os, "containers": [{"name": "c", "image": "i", "lifecycle": lifecycle}]}))
+    };
+    let linux = || json!({"name": "linux"});
+    check("", "Pod", with(linux(), "SIGUSR1"), expect!["ok"]);
+    check("", "Pod", with(linux(), "SIGRTMIN+15"), expect!["ok"]);
+    check(
+        "",
+        "Pod",
+        with(Value::Null, "SIGUSR1"),
+        expect![[
+            r#"Pod "a" is invalid: spec.containers[0].lifecycle.stopSignal: Forbidden: may not be set for containers with empty `spec.os.name`"#
+        ]],
+    );
+    check(
+        "",
+        "Pod",
+        with(linux(), "SIGRTMAX-15"),
+        expect![[
+            r#"Pod "a" is invalid: spec.containers[0].lifecycle.stopSignal: Unsupported value: "SIGRTMAX-15": supported values: "SIGABRT", "SIGALRM", "SIGBUS", "SIGCHLD", "SIGCLD", "SIGCONT", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGIO", "SIGIOT", "SIGKILL", "SIGPIPE", "SIGPOLL", "SIGPROF", "SIGPWR", "SIGQUIT", "SIGRTMAX", "SIGRTMIN", "SIGSEGV", "SIGSTKFLT", "SIGSTOP", "SIGSYS", "SIGTERM", "SIGTRAP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH", "SIGXCPU", "SIGXFSZ""#
+        ]],
+    );
+}

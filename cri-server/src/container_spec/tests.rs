@@ -1,8 +1,8 @@
 //! Containers as kubelets describe them, and what becomes of that.
 
 use cri_api::v1::{
-    Capability, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext,
+    Capability, IdMapping, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, UserNamespace,
 };
 use oci_spec::image::ConfigBuilder;
 
@@ -38,6 +38,7 @@ fn translate_in(sandbox: &PodSandboxConfig, config: &ContainerConfig) -> Result<
         image_mounts: vec![vec!["/other".into()]],
         sandbox_files: vec![("/etc/hosts", "/run/hosts".into()), ("/etc/resolv.conf", "/run/resolv".into())],
         target: None,
+        default_rlimits: &[Rlimit { name: "nofile".into(), soft: 1024, hard: 2048 }],
     })
     .map_err(|status| status.message().to_owned())
 }
@@ -64,6 +65,7 @@ fn the_image_fills_what_is_left_out() {
     assert_eq!(spec.stop_signal.as_deref(), Some("SIGQUIT"));
     assert_eq!(spec.seccomp, Seccomp::Unconfined);
     assert_eq!((spec.log_path, spec.masked_paths), (None, None));
+    assert_eq!((spec.rlimits.len(), spec.rlimits[0].hard), (1, 2048));
     let config = ContainerConfig { args: words(&["x"]), ..Default::default() };
     assert_eq!(translate(&config).expect("good").args, ["/entry", "x"]);
     let config = ContainerConfig { command: words(&["/c"]), ..Default::default() };
@@ -242,4 +244,33 @@ fn what_would_have_to_be_ignored_is_refused() {
 
 fn refused_log(path: &str) {
     refused(ContainerConfig { log_path: path.into(), ..Default::default() }, "log_path");
+}
+
+#[test]
+fn only_pods_with_their_own_users_see_all_of_proc() {
+    let sandbox = |own: bool| {
+        let ids = || vec![IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
+        let mode = if own { Mode::Pod } else { Mode::Node };
+        let users = UserNamespace { mode: mode as i32, uids: ids(), gids: ids() };
+        let options = NamespaceOption { userns_options: Some(users), ..Default::default() };
+        let context =
+            LinuxSandboxSecurityContext { namespace_options: Some(options.clone()), ..Default::default() };
+        let linux = LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+        (PodSandboxConfig { linux: Some(linux), ..Default::default() }, options)
+    };
+    let paths = |own: bool, masked: &[&str]| {
+        let (sandbox, options) = sandbox(own);
+        let context = LinuxContainerSecurityContext {
+            namespace_options: Some(options),
+            masked_paths: words(masked),
+            readonly_paths: words(masked),
+            ..Default::default()
+        };
+        let spec = translate_in(&sandbox, &with(context)).expect("good");
+        assert_eq!(spec.masked_paths, spec.readonly_paths);
+        spec.masked_paths
+    };
+    assert_eq!(paths(true, &[]), Some(Vec::new()));
+    assert_eq!(paths(true, &["/proc/kcore"]), Some(words(&["/proc/kcore"])));
+    assert_eq!(paths(false, &[]), None);
 }

@@ -12,7 +12,9 @@ use std::path::Path;
 use cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use crate::config::Config;
 use crate::labels;
+use crate::node::facts::Machine;
 use crate::pod::hash;
 use crate::pod::view;
 use security::ImageUser;
@@ -35,8 +37,10 @@ pub struct Wanted<'a> {
     pub env: &'a [(String, Vec<u8>)],
     /// Its mounts.
     pub mounts: Vec<cri::Mount>,
-    /// The node's memory in bytes.
-    pub node_memory: i64,
+    /// The node's settings.
+    pub node: &'a Config,
+    /// Its machine.
+    pub machine: &'a Machine,
     /// The pod's own users, if it has any.
     pub users: Option<crate::users::Range>,
     /// Where `localhostProfile` paths begin.
@@ -70,7 +74,7 @@ pub fn config(w: Wanted<'_>) -> Result<cri::ContainerConfig, String> {
         stdin_once: w.spec.stdin_once.unwrap_or(false),
         tty: w.spec.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
-            resources: Some(resources::container(w.pod, w.spec, w.node_memory)),
+            resources: Some(resources::container(w.pod, w.spec, w.node, w.machine)),
             security_context: Some(security::container(
                 w.pod,
                 w.spec,
@@ -131,5 +135,23 @@ fn annotations(
 
 fn stop_signal(spec: &Container) -> cri::Signal {
     let name = spec.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref()).unwrap_or("");
-    cri::Signal::from_str_name(&format!("SIGNAL_{name}")).unwrap_or(cri::Signal::RuntimeDefault)
+    let name = format!("SIGNAL_{}", name.replace('+', "PLUS").replace('-', "MINUS"));
+    cri::Signal::from_str_name(&name).unwrap_or(cri::Signal::RuntimeDefault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_has_a_number() {
+        let signal = |name: &str| {
+            let container = serde_json::json!({ "name": "c", "lifecycle": { "stopSignal": name } });
+            stop_signal(&serde_json::from_value(container).expect("a container"))
+        };
+        assert_eq!(signal("SIGUSR1"), cri::Signal::Sigusr1);
+        assert_eq!(signal("SIGRTMIN+3"), cri::Signal::Sigrtminplus3);
+        assert_eq!(signal("SIGRTMAX-14"), cri::Signal::Sigrtmaxminus14);
+        assert_eq!(stop_signal(&Container::default()), cri::Signal::RuntimeDefault);
+    }
 }

@@ -14,8 +14,69 @@ pub struct Machine {
     pub memory: i64,
     /// Size in bytes of the file system that holds the kubelet's directory.
     pub storage: i64,
+    /// Swap in bytes.
+    pub swap: i64,
+    /// Process ids: the least of the kernel's limits.
+    pub pids: i64,
+    /// Huge pages of each size that the kernel has any of.
+    pub huge_pages: Vec<HugePages>,
     /// Kernel, OS, ids.
     pub info: NodeSystemInfo,
+}
+
+/// Huge pages of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HugePages {
+    /// Bytes of one.
+    pub size: i64,
+    /// How many the kernel keeps.
+    pub count: i64,
+}
+
+impl HugePages {
+    /// Bytes of all of them.
+    pub fn total(&self) -> i64 {
+        self.size.saturating_mul(self.count)
+    }
+
+    /// Kubernetes' name of them as a resource, such as `hugepages-2Mi`.
+    pub fn resource(&self) -> String {
+        format!("{HUGE_PAGES}{}i", self.scaled())
+    }
+
+    /// The kernel's and the CRI's name of their size, such as `2MB`.
+    pub fn cri_size(&self) -> String {
+        format!("{}B", self.scaled())
+    }
+
+    fn scaled(&self) -> String {
+        match self.size {
+            size if size % (1 << 30) == 0 => format!("{}G", size >> 30),
+            size if size % (1 << 20) == 0 => format!("{}M", size >> 20),
+            size => format!("{}K", size >> 10),
+        }
+    }
+}
+
+/// How resources of huge pages are named.
+pub const HUGE_PAGES: &str = "hugepages-";
+
+/// Those that the kernel has.
+fn huge_pages() -> Vec<HugePages> {
+    let mut found: Vec<HugePages> = fs::read_dir("/sys/kernel/mm/hugepages")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kib: i64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
+            Some(HugePages { size: kib * 1024, count })
+        })
+        .filter(|pages| pages.count > 0)
+        .collect();
+    found.sort_by_key(|pages| pages.size);
+    found
 }
 
 /// Asks the machine. What it does not tell stays empty.
@@ -30,6 +91,13 @@ pub fn machine(root: &std::path::Path) -> Machine {
         cpus: i64::try_from(cpus).unwrap_or(1),
         memory: meminfo(&read("/proc/meminfo"), "MemTotal"),
         storage: i64::try_from(disk).unwrap_or(i64::MAX),
+        swap: meminfo(&read("/proc/meminfo"), "SwapTotal"),
+        pids: ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"]
+            .iter()
+            .filter_map(|path| read(path).trim().parse().ok())
+            .min()
+            .unwrap_or(0),
+        huge_pages: huge_pages(),
         info: NodeSystemInfo {
             architecture: architecture(&text(uname.machine())).into(),
             kernel_version: text(uname.release()),

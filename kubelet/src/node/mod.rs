@@ -4,6 +4,7 @@
 //! write to the Node (labels, taints, unknown conditions) stays.
 //! Caveat: pressure is reported; nothing is evicted yet.
 
+pub mod allocatable;
 pub mod facts;
 mod object;
 

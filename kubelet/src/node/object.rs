@@ -9,12 +9,11 @@ use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
     NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus,
 };
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+use super::allocatable;
 use super::facts::Machine;
 use crate::config::Config;
-use crate::quantity;
 
 /// What the runtime says about itself.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -91,7 +90,6 @@ pub fn status(
     before: &NodeStatus,
     now: Timestamp,
 ) -> NodeStatus {
-    let capacity = capacity(config, machine);
     let mut info = machine.info.clone();
     info.container_runtime_version = runtime.version.clone();
     info.kubelet_version = config.kubelet_version.clone();
@@ -103,8 +101,8 @@ pub fn status(
         .collect();
     addresses.push(NodeAddress { type_: "Hostname".into(), address: config.hostname.clone() });
     NodeStatus {
-        allocatable: Some(allocatable(config, &capacity)),
-        capacity: Some(capacity),
+        allocatable: Some(allocatable::allocatable(config, machine)),
+        capacity: Some(allocatable::capacity(config, machine)),
         conditions: Some(conditions(runtime, pressure, before, now)),
         addresses: Some(addresses),
         daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port }) }),
@@ -122,35 +120,6 @@ fn handler(handler: &cri_api::v1::RuntimeHandler) -> NodeRuntimeHandler {
         user_namespaces: Some(features.user_namespaces),
     });
     NodeRuntimeHandler { name: Some(handler.name.clone()), features }
-}
-
-fn capacity(config: &Config, machine: &Machine) -> BTreeMap<String, Quantity> {
-    [
-        ("cpu", machine.cpus.to_string()),
-        ("memory", format!("{}Ki", machine.memory / 1024)),
-        ("ephemeral-storage", format!("{}Ki", machine.storage / 1024)),
-        ("pods", config.max_pods.to_string()),
-        ("hugepages-1Gi", "0".into()),
-        ("hugepages-2Mi", "0".into()),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.into(), Quantity(value)))
-    .collect()
-}
-
-fn allocatable(config: &Config, capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
-    let mut left = capacity.clone();
-    for (kind, reserved) in &config.reserved {
-        let (Some(all), Some(taken)) =
-            (left.get(kind).and_then(|q| quantity::milli(&q.0)), quantity::milli(reserved))
-        else {
-            continue;
-        };
-        let rest = (all - taken).max(0);
-        let text = if kind == "cpu" { format!("{rest}m") } else { (rest / 1000).to_string() };
-        left.insert(kind.clone(), Quantity(text));
-    }
-    left
 }
 
 fn conditions(

@@ -101,8 +101,7 @@ impl Work {
             if users::wanted(&work.pod) {
                 let config = &work.shared.config;
                 let pods = config.root_dir.join("pods");
-                users::allocate(&pods, &dir, config.user_ids_per_pod)
-                    .map_err(|why| failed("FailedMount", why))?;
+                users::allocate(&pods, &dir, &config.user_ids).map_err(|why| failed("FailedMount", why))?;
             }
             let node = work.shared.facts(work.pod_ips());
             let inputs =
@@ -148,9 +147,9 @@ impl Work {
     /// The sandbox configuration of an attempt.
     pub async fn sandbox_config(&self, attempt: u32) -> Result<cri::PodSandboxConfig, String> {
         let resolv = tokio::fs::read_to_string(&self.shared.config.resolv_conf).await.unwrap_or_default();
-        let users = self.users()?;
+        let (users, shared) = (self.users()?, &self.shared);
         let (config, lacks) =
-            sandbox::config(&self.shared.config, &self.pod, &self.key, attempt, users, &resolv)?;
+            sandbox::config(&shared.config, &shared.machine, &self.pod, &self.key, attempt, users, &resolv)?;
         if lacks
             && attempt == 0
             && view::spec(&self.pod).dns_policy.as_deref() == Some("ClusterFirstWithHostNet")

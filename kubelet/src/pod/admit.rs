@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use super::step::Ended;
 use super::view::{self, host_network};
 use crate::config::Config;
+use crate::node::facts::{HUGE_PAGES, Machine};
 
 /// Refusals of whole pods: `status.reason` of most of them.
 const UNSUPPORTED: &str = "UnsupportedPodFeature";
@@ -23,6 +24,21 @@ const OF_POD: &[Row<PodSpec>] = &[
             s.host_users == Some(false) && host.contains(&Some(true))
         },
         "leave the node's namespaces out, or set hostUsers to true",
+    ),
+    (
+        "emptyDir.medium: HugePages beside hostUsers: false",
+        |s| s.host_users == Some(false) && s.volumes.iter().flatten().any(of_huge_pages),
+        "use medium Memory, or set hostUsers to true",
+    ),
+    (
+        "securityContext.procMount: Unmasked without hostUsers: false",
+        |s| {
+            s.host_users != Some(false)
+                && view::members(s)
+                    .filter_map(|m| m.spec.security_context.as_ref())
+                    .any(|c| c.proc_mount.as_deref() == Some("Unmasked"))
+        },
+        "set hostUsers to false, or leave procMount out",
     ),
     (
         "spec.resourceClaims",
@@ -55,7 +71,8 @@ const OF_CONTAINER: &[Row<Container>] = &[
     (
         "volumeDevices",
         |c| !c.volume_devices.as_deref().unwrap_or_default().is_empty(),
-        "use volumeMounts: block volumes are not supported",
+        "block devices come from persistent volume claims, which are not supported yet: name the device by CDI, or mount \
+         its node by hostPath into a privileged container",
     ),
     (
         "restartPolicyRules",
@@ -109,13 +126,6 @@ const OF_VOLUME: &[Row<Volume>] = &[
     ("fc", |v| v.fc.is_some(), "mount it on the node and use hostPath"),
     ("gitRepo", |v| v.git_repo.is_some(), "clone in an init container: gitRepo volumes are not secure"),
     (
-        "emptyDir.medium: HugePages",
-        |v| {
-            v.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).is_some_and(|m| m.starts_with("HugePages"))
-        },
-        "use medium Memory",
-    ),
-    (
         "projected clusterTrustBundle",
         |v| {
             v.projected
@@ -149,7 +159,7 @@ const SAFE_SYSCTLS: &[&str] = &[
 ];
 
 /// `Err` with how the pod is to fail.
-pub fn check(config: &Config, pod: &Pod) -> Result<(), Ended> {
+pub fn check(config: &Config, machine: &Machine, pod: &Pod) -> Result<(), Ended> {
     let spec = view::spec(pod);
     let refuse = |what: String, todo: &str| {
         Err(Ended {
@@ -186,12 +196,19 @@ pub fn check(config: &Config, pod: &Pod) -> Result<(), Ended> {
         }
     }
     sysctls(config, pod)?;
+    huge_pages(machine, pod)?;
     apparmor(config, pod)?;
     localhost_profiles(spec)
 }
 
+fn of_huge_pages(volume: &Volume) -> bool {
+    let medium = volume.empty_dir.as_ref().and_then(|source| source.medium.as_deref());
+    medium.is_some_and(|medium| medium.starts_with("HugePages"))
+}
+
 fn extended(c: &Container) -> bool {
-    let native = |name: &str| matches!(name, "cpu" | "memory" | "ephemeral-storage");
+    let native =
+        |name: &str| matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with(HUGE_PAGES);
     let limits = c.resources.as_ref().and_then(|r| r.limits.as_ref());
     limits.is_some_and(|l| l.iter().any(|(name, amount)| !native(name) && amount.0 != "0"))
 }
@@ -204,7 +221,9 @@ fn sysctls(config: &Config, pod: &Pod) -> Result<(), Ended> {
             Some(prefix) => name.starts_with(prefix),
             None => *rule == name,
         });
-        let of_host = name.starts_with("net.") && host_network(pod);
+        let of_ipc = name.starts_with("kernel.") || name.starts_with("fs.mqueue.");
+        let of_host = (name.starts_with("net.") && host_network(pod))
+            || (of_ipc && view::spec(pod).host_ipc == Some(true));
         if of_host || (!SAFE_SYSCTLS.contains(&name.as_str()) && !allowed) {
             return Err(Ended {
                 success: false,
@@ -217,6 +236,20 @@ fn sysctls(config: &Config, pod: &Pod) -> Result<(), Ended> {
         }
     }
     Ok(())
+}
+
+/// Pages that the kernel does not keep can't be had, whoever placed the pod here.
+fn huge_pages(machine: &Machine, pod: &Pod) -> Result<(), Ended> {
+    match crate::container::resources::missing_huge_pages(pod, machine) {
+        None => Ok(()),
+        Some((kind, wanted, there)) => Err(Ended {
+            success: false,
+            reason: Some(format!("OutOf{kind}")),
+            message: Some(format!(
+                "Pod was rejected: Node didn't have enough resource: {kind}, requested: {wanted}, capacity: {there}"
+            )),
+        }),
+    }
 }
 
 fn apparmor(config: &Config, pod: &Pod) -> Result<(), Ended> {

@@ -120,7 +120,8 @@ impl Work {
             image_user: &image.user,
             env: &env,
             mounts,
-            node_memory: self.shared.allocatable.1,
+            node: &self.shared.config,
+            machine: &self.shared.machine,
             users: self.users().map_err(config_error)?,
             seccomp_root: &self.shared.config.root_dir.join("seccomp"),
         })

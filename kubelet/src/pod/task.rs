@@ -250,7 +250,8 @@ impl Task {
         } else if let Some(late) = self.overdue(pod, now) {
             Some((StopWhy::Failed(late), super::plan::pod_grace(pod)))
         } else if !began && self.stop.is_none() && self.memo.ended.is_none() {
-            admit::check(&self.shared.config, pod).err().map(|end| (StopWhy::Failed(end), Duration::ZERO))
+            let admitted = admit::check(&self.shared.config, &self.shared.machine, pod);
+            admitted.err().map(|end| (StopWhy::Failed(end), Duration::ZERO))
         } else {
             None
         };

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::config::Config;
 use crate::container::{resources, security};
 use crate::labels;
+use crate::node::facts::Machine;
 use crate::pod::view::{self, PodKey};
 use crate::users::Range;
 
@@ -19,6 +20,7 @@ use crate::users::Range;
 /// message for the event `FailedCreatePodSandBox`.
 pub fn config(
     config: &Config,
+    machine: &Machine,
     pod: &Pod,
     key: &PodKey,
     attempt: u32,
@@ -51,7 +53,7 @@ pub fn config(
             security_context: Some(security::sandbox(pod, users, &seccomp_root)),
             sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
             overhead: resources::overhead(pod),
-            resources: Some(resources::pod(pod)),
+            resources: Some(resources::pod(pod, config, machine)),
         }),
         windows: None,
     };

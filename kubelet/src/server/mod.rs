@@ -206,6 +206,14 @@ fn configz(shared: &Shared) -> serde_json::Value {
         "nodeLeaseDurationSeconds": c.node_lease_duration.as_secs(),
         "containerLogMaxSize": c.container_log_max_size.to_string(), "containerLogMaxFiles": c.container_log_max_files,
         "allowedUnsafeSysctls": c.allowed_unsafe_sysctls, "cgroupRoot": c.cgroup_root,
+        "systemReserved": c.resources.system_reserved, "kubeReserved": c.resources.kube_reserved,
+        "enforceNodeAllocatable": if c.resources.enforce_pods { ["pods"] } else { ["none"] },
+        "podPidsLimit": c.resources.pod_pids_limit.unwrap_or(-1),
+        "memoryThrottlingFactor": c.resources.memory_throttling_factor,
+        "memoryReservationPolicy": if c.resources.memory_reservation { "TieredReservation" } else { "None" },
+        "memorySwap": {"swapBehavior": if c.resources.limited_swap { "LimitedSwap" } else { "NoSwap" }},
+        "singleProcessOOMKill": c.resources.single_process_oom_kill,
+        "userNamespaces": {"idsPerPod": c.user_ids.per_pod()},
         "enableServer": true, "authentication": {"anonymous": {"enabled": false}},
     }})
 }

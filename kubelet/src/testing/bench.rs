@@ -17,6 +17,7 @@ use crate::events::Recorder;
 use crate::fleet::{Fleet, Wanted};
 use crate::images::Images;
 use crate::metrics::Metrics;
+use crate::node::facts::Machine;
 use crate::objects::{Files, Objects};
 use crate::shared::Shared;
 use crate::source::parse::parse;
@@ -49,7 +50,7 @@ impl Bench {
             clock,
             metrics,
             runtime_name: "fake".into(),
-            allocatable: (4000, 8 << 30),
+            machine: Machine { cpus: 4, memory: 8 << 30, ..Machine::default() },
             client: None,
             cri: Arc::new(Handle(Arc::clone(&fake))),
             config,

@@ -15,6 +15,7 @@ pub mod mounts;
 pub mod payload;
 pub mod tokens;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 
+use crate::node::facts::HUGE_PAGES;
 use crate::pod::view;
 use crate::quantity;
 use crate::users::Range;
@@ -78,7 +80,8 @@ fn one(pod_dir: &Path, inputs: &Inputs<'_>, volume: &Volume, now: Timestamp) -> 
     let dir = host_path_of(pod_dir, volume).ok_or("the kind of volume is not supported")?;
     let gid = fs_group(inputs.pod);
     if let Some(source) = &volume.empty_dir {
-        return empty_dir(&dir, source, gid, unmapped).map_err(|err| format!("make emptyDir: {err}"));
+        let pages = page_size(inputs.pod, source)?;
+        return empty_dir(&dir, source, pages, gid, unmapped).map_err(|err| format!("make emptyDir: {err}"));
     }
     let mut files = payload::make(inputs, volume)?;
     let on_disk = volume.config_map.is_some();
@@ -112,10 +115,16 @@ fn owner(gid: Option<u32>, shift: Option<Range>) -> (Option<u32>, Option<u32>) {
 fn empty_dir(
     dir: &Path,
     source: &EmptyDirVolumeSource,
+    pages: Option<i64>,
     gid: Option<u32>,
     unmapped: Option<Range>,
 ) -> io::Result<()> {
     let fresh = !dir.exists();
+    if let Some(size) = pages {
+        let mounted = dir.exists() && mounts::is_mounted(dir)?;
+        mounts::huge_pages(dir, size)?;
+        return if mounted { Ok(()) } else { own(dir, 0o777, None, gid) };
+    }
     match source.medium.as_deref() {
         Some("Memory") => {
             let limit = source.size_limit.as_ref().and_then(|q| quantity::whole(&q.0));
@@ -131,6 +140,31 @@ fn empty_dir(
             if fresh { own(dir, 0o777, None, gid) } else { Ok(()) }
         }
     }
+}
+
+/// The size in bytes of an emptyDir's huge pages, if it is made of such: the one that its medium names, or the only one
+/// that the pod asks for.
+fn page_size(pod: &Pod, source: &EmptyDirVolumeSource) -> Result<Option<i64>, String> {
+    let Some(rest) = source.medium.as_deref().and_then(|medium| medium.strip_prefix("HugePages")) else {
+        return Ok(None);
+    };
+    let sizes: BTreeSet<&str> = view::members(view::spec(pod))
+        .filter_map(|member| member.spec.resources.as_ref())
+        .flat_map(|resources| resources.limits.iter().flat_map(|list| list.keys()))
+        .filter_map(|kind| kind.strip_prefix(HUGE_PAGES))
+        .collect();
+    let size = match (rest.strip_prefix('-'), sizes.len()) {
+        (Some(named), _) if sizes.contains(named) => named,
+        (Some(named), _) => {
+            return Err(format!("medium HugePages-{named}: no container has a limit of {HUGE_PAGES}{named}"));
+        }
+        (None, 1) => sizes.first().copied().unwrap_or_default(),
+        (None, 0) => return Err("medium HugePages: no container has a limit of huge pages".into()),
+        (None, _) => {
+            return Err("medium HugePages: the pod has several sizes: name one, as in HugePages-2Mi".into());
+        }
+    };
+    quantity::whole(size).map(Some).ok_or_else(|| format!("medium HugePages: {size:?} is no size"))
 }
 
 fn own(dir: &Path, mode: u32, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {

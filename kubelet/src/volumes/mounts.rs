@@ -32,6 +32,21 @@ pub fn tmpfs(dir: &Path, size: Option<u64>, mode: u32) -> io::Result<()> {
     attach(&mount, dir)
 }
 
+/// Mounts huge pages of `size` bytes each at `dir`. A second call finds it there.
+pub fn huge_pages(dir: &Path, size: i64) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    if is_mounted(dir)? {
+        return Ok(());
+    }
+    let fs = fsopen("hugetlbfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, "source", "hugetlbfs")?;
+    fsconfig_set_string(&fs, "pagesize", size.to_string())?;
+    fsconfig_create(&fs)?;
+    let attrs = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attrs)?;
+    attach(&mount, dir)
+}
+
 /// Binds what `source` (opened `O_PATH`) refers to at `target`, which is made for it.
 pub fn bind(source: &OwnedFd, target: &Path, is_dir: bool) -> io::Result<()> {
     if is_mounted(target)? {

@@ -182,8 +182,13 @@ async fn stopping_is_asking_then_killing() {
 }
 
 pub async fn ready(node: &Node, id: &str) {
+    said(node, id, "ready").await;
+}
+
+/// Waits until a container has printed a word.
+pub async fn said(node: &Node, id: &str, word: &str) {
     let wait = async {
-        while !node.output(id).contains("ready") {
+        while !node.output(id).contains(word) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };

@@ -7,6 +7,7 @@ mod images;
 mod join;
 mod kubectl;
 mod life;
+mod linux;
 mod manifests;
 mod node;
 mod operate;

@@ -7,6 +7,7 @@ mod limits;
 mod machines;
 mod power;
 mod resize;
+mod resources;
 mod stats;
 mod survival;
 mod systemd;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let shared = &[
         limits::CASES,
         resize::CASES,
+        resources::CASES,
         stats::CASES,
         survival::CASES,
         apparmor::CASES,
