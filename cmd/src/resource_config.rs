@@ -70,6 +70,8 @@ pub struct ResourceConfig {
     pub ids_per_pod: u32,
     pub allowed_unsafe_sysctls: Vec<String>,
     pub default_rlimits: Vec<Rlimit>,
+    /// `enforceNodeAllocatable` names `pods` in so many words.
+    enforced_by_name: bool,
 }
 
 impl ResourceFile {
@@ -101,6 +103,7 @@ impl ResourceFile {
                  fs.mqueue.* and net.* can be allowed"
             );
         }
+        let named = self.enforce_node_allocatable.iter().flatten().any(|name| name == "pods");
         let kubelet = ResourceSettings {
             system_reserved: reserved("systemReserved", self.system_reserved)?,
             kube_reserved: reserved("kubeReserved", self.kube_reserved)?,
@@ -114,6 +117,7 @@ impl ResourceFile {
         Ok(ResourceConfig {
             kubelet,
             ids_per_pod: self.user_namespaces.ids_per_pod.unwrap_or(IDS_PER_POD),
+            enforced_by_name: named,
             // As the kubelet compares them.
             allowed_unsafe_sysctls: self
                 .allowed_unsafe_sysctls
@@ -136,17 +140,32 @@ impl ResourceConfig {
     /// # Errors
     /// The first such setting.
     pub fn fits_another_runtime(&self) -> anyhow::Result<()> {
-        let set = [
-            ("podPidsLimit", self.kubelet.pod_pids_limit.is_some()),
-            ("memoryReservationPolicy", self.kubelet.memory_reservation),
-            ("defaultUlimits", !self.default_rlimits.is_empty()),
-        ];
-        match set.iter().find(|(_, is_set)| *is_set) {
-            Some((name, _)) => {
-                bail!(
-                    "{name} needs the runtime of this program: leave it out with --container-runtime-endpoint"
-                )
-            }
+        self.refuse_set(
+            &["podPidsLimit", "memoryReservationPolicy", "enforceNodeAllocatable", "defaultUlimits"],
+            "needs the runtime of this program: leave it out with --container-runtime-endpoint",
+        )
+    }
+
+    /// Refuses what is not done where systemd owns the groups above the pods'.
+    ///
+    /// # Errors
+    /// The first such setting.
+    pub fn fits_systemd(&self) -> anyhow::Result<()> {
+        self.refuse_set(
+            &["memoryReservationPolicy", "enforceNodeAllocatable"],
+            "needs the cgroup driver cgroupfs: all pods together have no limits with systemd",
+        )
+    }
+
+    fn refuse_set(&self, names: &[&str], why: &str) -> anyhow::Result<()> {
+        let is_set = |name: &str| match name {
+            "podPidsLimit" => self.kubelet.pod_pids_limit.is_some(),
+            "memoryReservationPolicy" => self.kubelet.memory_reservation,
+            "enforceNodeAllocatable" => self.enforced_by_name,
+            _ => !self.default_rlimits.is_empty(),
+        };
+        match names.iter().find(|name| is_set(name)) {
+            Some(name) => bail!("{name} {why}"),
             None => Ok(()),
         }
     }
@@ -215,7 +234,7 @@ mod tests {
         let config = read("{}").unwrap();
         assert_eq!(config.kubelet, ResourceSettings { enforce_pods: true, ..Default::default() });
         assert_eq!((config.ids_per_pod, config.default_rlimits.len()), (65_536, 0));
-        assert!(config.fits_another_runtime().is_ok());
+        assert!(config.fits_another_runtime().is_ok() && config.fits_systemd().is_ok());
     }
 
     #[test]
@@ -234,6 +253,9 @@ mod tests {
         let limit = |n: usize| (config.default_rlimits[n].soft, config.default_rlimits[n].hard);
         assert_eq!((limit(0), limit(1), limit(2)), ((1024, 2048), (0, 0), (u64::MAX, u64::MAX)));
         assert!(config.fits_another_runtime().unwrap_err().to_string().contains("podPidsLimit"));
+        assert!(config.fits_systemd().unwrap_err().to_string().contains("memoryReservationPolicy"));
+        let config = read("enforceNodeAllocatable: [pods]").unwrap();
+        assert!(config.fits_systemd().unwrap_err().to_string().contains("enforceNodeAllocatable"));
     }
 
     #[test]

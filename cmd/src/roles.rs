@@ -205,6 +205,7 @@ async fn new_kubelet(
                 }
                 // A slice's name says where it is; its pods are told apart from those of other nodes by a prefix.
                 CgroupDriver::Systemd => {
+                    config.resources.fits_systemd()?;
                     settings.systemd_cgroups = true;
                     settings.cgroup_root = config.cgroup_parent();
                 }
