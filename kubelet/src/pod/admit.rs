@@ -282,3 +282,76 @@ fn localhost_profiles(spec: &PodSpec) -> Result<(), Ended> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::node::facts::HugePages;
+
+    /// Reason and message of the refusal, or nothing.
+    fn refusal(spec: &Value) -> String {
+        let machine =
+            Machine { huge_pages: vec![HugePages { size: 2 << 20, count: 4 }], ..Machine::default() };
+        let mut config = Config::new("n", "/n");
+        config.allowed_unsafe_sysctls = vec!["kernel.msg*".into()];
+        let pod = serde_json::from_value(json!({ "spec": spec })).expect("a pod");
+        match check(&config, &machine, &pod) {
+            Ok(()) => String::new(),
+            Err(end) => format!("{}: {}", end.reason.unwrap_or_default(), end.message.unwrap_or_default()),
+        }
+    }
+
+    fn container(more: &Value) -> Value {
+        let mut one = json!({ "name": "c", "image": "i" });
+        one.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        json!([one])
+    }
+
+    #[test]
+    fn huge_pages_are_those_of_the_node() {
+        let asks = |amount: &str, host_users: bool| {
+            let limits = json!({ "hugepages-2Mi": amount, "memory": "64Mi" });
+            let volumes = json!([{ "name": "v", "emptyDir": { "medium": "HugePages" } }]);
+            refusal(&json!({
+                "hostUsers": host_users, "volumes": volumes,
+                "containers": container(&json!({ "resources": { "limits": limits } })),
+            }))
+        };
+        assert_eq!(asks("8Mi", true), "");
+        let more = asks("10Mi", true);
+        assert!(more.starts_with("OutOfhugepages-2Mi:") && more.contains("capacity: 8388608"), "{more}");
+        let mapped = asks("8Mi", false);
+        assert!(mapped.starts_with("UnsupportedPodFeature:") && mapped.contains("hostUsers"), "{mapped}");
+    }
+
+    #[test]
+    fn settings_are_of_the_pods_own_namespaces() {
+        let sets = |name: &str, more: Value| {
+            let mut spec = json!({ "containers": container(&json!({})) });
+            spec["securityContext"] = json!({ "sysctls": [{ "name": name, "value": "1" }] });
+            spec.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            refusal(&spec)
+        };
+        let refused = |said: String| said.starts_with("SysctlForbidden:");
+        assert_eq!(sets("kernel.shm_rmid_forced", json!({})), "");
+        assert_eq!(sets("kernel/msgmax", json!({})), "");
+        assert!(refused(sets("kernel.sem", json!({}))));
+        assert!(refused(sets("kernel.shm_rmid_forced", json!({ "hostIPC": true }))));
+        assert!(refused(sets("kernel.msgmax", json!({ "hostIPC": true }))));
+        assert_eq!(sets("net.ipv4.tcp_syncookies", json!({ "hostIPC": true })), "");
+        assert!(refused(sets("net.ipv4.tcp_syncookies", json!({ "hostNetwork": true }))));
+    }
+
+    #[test]
+    fn what_is_refused_says_what_to_do() {
+        let unmasked = container(&json!({ "securityContext": { "procMount": "Unmasked" } }));
+        assert_eq!(refusal(&json!({ "hostUsers": false, "containers": unmasked })), "");
+        let said = refusal(&json!({ "containers": unmasked }));
+        assert!(said.contains("set hostUsers to false"), "{said}");
+        let devices = json!({ "volumeDevices": [{ "name": "v", "devicePath": "/dev/x" }] });
+        let said = refusal(&json!({ "containers": container(&devices) }));
+        assert!(said.contains("persistent volume claims") && said.contains("CDI"), "{said}");
+    }
+}

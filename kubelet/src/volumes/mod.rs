@@ -200,6 +200,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn huge_pages_have_the_size_that_is_meant() {
+        let size = |medium: &str, limits: serde_json::Value| {
+            let resources = serde_json::json!({ "limits": limits });
+            let pod =
+                serde_json::json!({ "spec": { "containers": [{ "name": "c", "resources": resources }] } });
+            let source = EmptyDirVolumeSource { medium: Some(medium.into()), ..Default::default() };
+            page_size(&serde_json::from_value(pod).expect("a pod"), &source)
+        };
+        let small = || serde_json::json!({ "hugepages-2Mi": "4Mi" });
+        let both = || serde_json::json!({ "hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi" });
+        assert_eq!(size("Memory", small()), Ok(None));
+        assert_eq!(size("HugePages", small()), Ok(Some(2 << 20)));
+        assert_eq!(size("HugePages-1Gi", both()), Ok(Some(1 << 30)));
+        assert!(size("HugePages", both()).unwrap_err().contains("HugePages-2Mi"));
+        assert!(size("HugePages-1Gi", small()).unwrap_err().contains("hugepages-1Gi"));
+        assert!(size("HugePages", serde_json::json!({})).unwrap_err().contains("no container"));
+    }
+
+    #[test]
     fn a_tmpfs_that_cannot_be_mapped_has_the_pods_ids_itself() {
         let range = Range { host: 65_536, length: 65_536 };
         assert_eq!(owner(Some(5), None), (None, Some(5)));
