@@ -139,6 +139,13 @@ fn stop_signal(spec: &Container) -> cri::Signal {
     cri::Signal::from_str_name(&name).unwrap_or(cri::Signal::RuntimeDefault)
 }
 
+/// Kubernetes' name of a signal; nothing for one that the runtime didn't name.
+pub fn signal_name(signal: cri::Signal) -> Option<String> {
+    let name =
+        signal.as_str_name().strip_prefix("SIGNAL_").filter(|_| signal != cri::Signal::RuntimeDefault)?;
+    Some(name.replace("PLUS", "+").replace("MINUS", "-"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,5 +160,8 @@ mod tests {
         assert_eq!(signal("SIGRTMIN+3"), cri::Signal::Sigrtminplus3);
         assert_eq!(signal("SIGRTMAX-14"), cri::Signal::Sigrtmaxminus14);
         assert_eq!(stop_signal(&Container::default()), cri::Signal::RuntimeDefault);
+        assert_eq!(signal_name(cri::Signal::Sigrtminplus3).as_deref(), Some("SIGRTMIN+3"));
+        assert_eq!(signal_name(cri::Signal::Sigusr1).as_deref(), Some("SIGUSR1"));
+        assert_eq!(signal_name(cri::Signal::RuntimeDefault), None);
     }
 }

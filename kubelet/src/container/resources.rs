@@ -72,9 +72,15 @@ pub fn overhead(pod: &Pod) -> Option<cri::LinuxContainerResources> {
 pub fn pod(pod: &Pod, config: &Config, machine: &Machine) -> cri::LinuxContainerResources {
     let spec = view::spec(pod);
     let limited = |kind: &str| {
-        view::members(spec).filter(|m| m.role != view::Role::Init).all(|m| {
-            m.spec.resources.as_ref().and_then(|r| r.limits.as_ref()).is_some_and(|l| l.contains_key(kind))
-        })
+        let whole = qos::pod_level(spec, kind, true).is_some();
+        whole
+            || view::members(spec).filter(|m| m.role != view::Role::Init).all(|m| {
+                m.spec
+                    .resources
+                    .as_ref()
+                    .and_then(|r| r.limits.as_ref())
+                    .is_some_and(|l| l.contains_key(kind))
+            })
     };
     let total = |kind: &str, limits| i64::try_from(qos::pod_total(spec, kind, limits)).unwrap_or(i64::MAX);
     let memory = if limited("memory") { total("memory", true) / 1000 } else { 0 };
@@ -107,6 +113,7 @@ pub fn missing_huge_pages(pod: &Pod, machine: &Machine) -> Option<(String, i64, 
     let spec = view::spec(pod);
     let kinds: std::collections::BTreeSet<&String> = view::members(spec)
         .filter_map(|m| m.spec.resources.as_ref())
+        .chain(&spec.resources)
         .flat_map(|r| r.limits.iter().chain(&r.requests).flat_map(|list| list.keys()))
         .filter(|kind| kind.starts_with(HUGE_PAGES))
         .collect();
@@ -205,6 +212,26 @@ mod tests {
             missing_huge_pages(&more("hugepages-1Gi"), &machine()),
             Some(("hugepages-1Gi".into(), 10 << 20, 0))
         );
+    }
+
+    #[test]
+    fn a_pod_can_be_limited_as_a_whole() {
+        let config = Config::new("n", "/n");
+        let asks = json!({ "requests": { "memory": "32Mi", "cpu": "100m" } });
+        let mut whole = pod_of(&json!([{ "name": "a", "resources": asks }, { "name": "b" }]));
+        let unlimited = pod(&whole, &config, &machine());
+        assert_eq!((unlimited.memory_limit_in_bytes, unlimited.cpu_quota, unlimited.cpu_shares), (0, 0, 102));
+        let level =
+            json!({ "requests": { "memory": "64Mi" }, "limits": { "memory": "96Mi", "cpu": "200m" } });
+        whole.spec.as_mut().expect("a spec").resources = serde_json::from_value(level).expect("resources");
+        let limited = pod(&whole, &config, &machine());
+        assert_eq!(
+            (limited.memory_limit_in_bytes, limited.cpu_quota, limited.cpu_shares),
+            (96 << 20, 20_000, 204)
+        );
+        // What no container asks for is divided among them: 32 MiB more for two.
+        let score = |at: usize| container(&whole, &view::spec(&whole).containers[at], &config, &machine());
+        assert_eq!((score(0).oom_score_adj, score(1).oom_score_adj), (954, 985));
     }
 
     #[test]

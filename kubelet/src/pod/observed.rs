@@ -64,6 +64,8 @@ pub struct Seen {
     pub grace: Option<i64>,
     /// User and groups it runs as, where the runtime tells.
     pub user: Option<cri::LinuxContainerUser>,
+    /// Name of the signal that asks it to end, where the runtime tells.
+    pub stop_signal: Option<String>,
 }
 
 /// State of a container.
@@ -196,5 +198,6 @@ pub fn container(status: &cri::ContainerStatus, sandbox: &str) -> Seen {
             .map(|m| m.host_path.clone()),
         grace: note(labels::TERMINATION_GRACE).parse().ok(),
         user: status.user.as_ref().and_then(|u| u.linux.clone()),
+        stop_signal: crate::container::signal_name(status.stop_signal()),
     }
 }

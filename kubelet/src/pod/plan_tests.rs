@@ -175,6 +175,7 @@ fn seen<'a>(name: &str, words: &[&str], value: &dyn Fn(&str) -> Option<&'a str>)
         message_file: None,
         grace: None,
         user: None,
+        stop_signal: None,
     }
 }
 

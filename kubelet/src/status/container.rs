@@ -53,6 +53,7 @@ pub(super) fn status(f: &Facts<'_>, member: &Member<'_>) -> ContainerStatus {
                 supplemental_groups: Some(u.supplemental_groups.clone()),
             }),
         }),
+        stop_signal: newest.and_then(|c| c.stop_signal.clone()),
         volume_mounts: mounts(member),
         ..ContainerStatus::default()
     }

@@ -191,6 +191,7 @@ fn lost(status: &ContainerStatus, id: &str) -> Seen {
         message_file: None,
         grace: None,
         user: None,
+        stop_signal: None,
     }
 }
 

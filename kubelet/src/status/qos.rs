@@ -60,9 +60,20 @@ pub fn overhead(spec: &PodSpec, kind: &str) -> i128 {
     get(spec.overhead.as_ref(), kind).unwrap_or(0)
 }
 
-/// What a pod asks for of one resource, in thousandths: the sum over its containers, or the biggest
-/// init container if that is more.
+/// What a pod as a whole names of one resource, in thousandths, if it does; a limit is a request where there is none.
+pub fn pod_level(spec: &PodSpec, kind: &str, limits: bool) -> Option<i128> {
+    let own = spec.resources.as_ref()?;
+    let limit = || get(own.limits.as_ref(), kind);
+    if limits { limit() } else { get(own.requests.as_ref(), kind).or_else(limit) }
+}
+
+/// What a pod asks for of one resource, in thousandths: what it names as a whole, else the sum over its containers.
 pub fn pod_total(spec: &PodSpec, kind: &str, limits: bool) -> i128 {
+    pod_level(spec, kind, limits).unwrap_or_else(|| sum(spec, kind, limits))
+}
+
+/// The sum over a pod's containers, in thousandths, or the biggest init container if that is more.
+pub fn sum(spec: &PodSpec, kind: &str, limits: bool) -> i128 {
     let of = |c: &Container| {
         let r = c.resources.as_ref();
         let limit = r.and_then(|r| get(r.limits.as_ref(), kind));

@@ -201,6 +201,9 @@ async fn groups_signals_proc_and_layers() -> anyhow::Result<()> {
             Ok(())
         })
         .await?;
+        let path = "jsonpath={.status.containerStatuses[0].stopSignal}";
+        let told = node.kubectl(&["get", "pod", pod, "-o", path]).await?.ok()?;
+        ensure!(told == format!("SIG{signal}"), "{pod} tells {told:?}");
         node.kubectl(&["delete", "pod", pod, "--timeout=30s"]).await?.ok()?;
         let got = std::fs::read_to_string(out.join(file)).with_context(|| format!("{pod} got no signal"))?;
         ensure!(got.trim() == signal, "{pod} got {got}");

@@ -45,7 +45,9 @@ async fn a_node_limits_and_protects_its_pods(lab: &Lab) -> anyhow::Result<()> {
         "  volumes: [{name: pages, emptyDir: {medium: HugePages}}]\n",
     );
     let some = pod("some", "      resources: {requests: {memory: 32Mi}, limits: {memory: 64Mi}}\n", "");
-    let manifest = [sure, some, pod("any", "", "")].join("---\n");
+    // One that is limited as a whole, its container not at all.
+    let whole = pod("whole", "", "  resources: {limits: {cpu: 200m, memory: 96Mi}}\n");
+    let manifest = [sure, some, whole, pod("any", "", "")].join("---\n");
     guest.write("/nodes/resources/pods.yaml", manifest.as_bytes()).await?;
     node.orlop("apply -f /nodes/resources/pods.yaml").await?.ok()?;
     let container = async |app: &str| {
@@ -69,6 +71,7 @@ async fn a_node_limits_and_protects_its_pods(lab: &Lab) -> anyhow::Result<()> {
 
     // All pods together: what the node doesn't keep for itself.
     let (sure, some, any) = (container("sure").await?, container("some").await?, container("any").await?);
+    let whole_pod = above(&container("whole").await?.cgroup().await?);
     let any_group = any.cgroup().await?;
     let kubepods = above(&above(&above(&any_group)));
     ensure!(kubepods.ends_with("/kubepods"), "{any_group}");
@@ -86,8 +89,8 @@ async fn a_node_limits_and_protects_its_pods(lab: &Lab) -> anyhow::Result<()> {
         (&kubepods, "pids.max", most - 1000),
         (&kubepods, "hugetlb.2MB.max", 32 * MIB),
         // What they request is protected, from the node's own cgroup down.
-        (&base, "memory.min", 64 * MIB),
-        (&kubepods, "memory.min", 64 * MIB),
+        (&base, "memory.min", 160 * MIB),
+        (&kubepods, "memory.min", 160 * MIB),
         (&base, "memory.low", 32 * MIB),
         (&kubepods, "memory.low", 32 * MIB),
         (&burstable, "memory.low", 32 * MIB),
@@ -97,6 +100,9 @@ async fn a_node_limits_and_protects_its_pods(lab: &Lab) -> anyhow::Result<()> {
         (&sure_pod, "hugetlb.2MB.max", 4 * MIB),
         (&sure_group, "hugetlb.2MB.max", 4 * MIB),
         (&sure_group, "memory.swap.max", 0),
+        // A pod that is limited as a whole.
+        (&whole_pod, "memory.max", 96 * MIB),
+        (&whole_pod, "memory.min", 96 * MIB),
         // A burstable one: protected softly, slowed down half-way to its limit, with its part of the swap.
         (&some_pod, "memory.low", 32 * MIB),
         (&some_group, "memory.low", 32 * MIB),
@@ -109,7 +115,8 @@ async fn a_node_limits_and_protects_its_pods(lab: &Lab) -> anyhow::Result<()> {
         (&above(&any_group), "pids.max", 60),
     ])
     .await?;
-    ensure!(guest.ok(&format!("cat {sure_group}/memory.high")).await? == "max");
+    let rest = guest.ok(&format!("cat {sure_group}/memory.high {whole_pod}/cpu.max")).await?;
+    ensure!(rest == "max\n20000 100000", "{rest}");
 
     sure.exec("fallocate -l 4194304 /pages/fits").await?;
     are(&[(&sure_group, "hugetlb.2MB.current", 4 * MIB)]).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use super::{Asked, asked};
 use crate::config::Config;
@@ -30,7 +30,7 @@ pub(super) fn container(pod: &Pod, memory: Asked, config: &Config, machine: &Mac
     if memory.limit == 0 && machine.swap > 0 {
         files.insert("memory.swap.max".to_owned(), swap(pod, memory, config, machine).to_string());
     }
-    if let Some(high) = throttled_from(class, memory, config, machine) {
+    if let Some(high) = throttled_from(pod, memory, config, machine) {
         files.insert("memory.high".to_owned(), high.to_string());
     }
     files
@@ -55,10 +55,16 @@ fn reservation(class: &str, request: i64, config: &Config) -> Files {
 }
 
 /// From where on a container is slowed down, in bytes.
-fn throttled_from(class: &str, memory: Asked, config: &Config, machine: &Machine) -> Option<i64> {
+fn throttled_from(pod: &Pod, memory: Asked, config: &Config, machine: &Machine) -> Option<i64> {
     let factor = config.resources.memory_throttling_factor?;
-    let top = if memory.limit > 0 { memory.limit } else { allocatable::memory(config, machine) };
-    if class == "Guaranteed" || top <= memory.request {
+    let whole =
+        qos::pod_level(view::spec(pod), "memory", true).and_then(|milli| i64::try_from(milli / 1000).ok());
+    let top = match (memory.limit, whole) {
+        (0, None) => allocatable::memory(config, machine),
+        (0, Some(whole)) => whole,
+        (limit, _) => limit,
+    };
+    if qos::class(view::spec(pod)) == "Guaranteed" || top <= memory.request {
         return None;
     }
     let more = ((top - memory.request) as f64 * factor) as i64;
@@ -94,8 +100,9 @@ pub(super) fn oom_score(pod: &Pod, container: &Container, node_memory: i64) -> i
         _ if node_memory <= 0 => return FIRST - 1,
         _ => {}
     }
+    let unspoken = unspoken(spec);
     let of = |container: &Container| {
-        let request = i128::from(asked(container, "memory").request);
+        let request = i128::from(asked(container, "memory").request) + unspoken;
         i64::try_from(i128::from(FIRST) * request / i128::from(node_memory)).unwrap_or(FIRST)
     };
     let mut score = FIRST - of(container);
@@ -107,6 +114,14 @@ pub(super) fn oom_score(pod: &Pod, container: &Container, node_memory: i64) -> i
         score = score.min(FIRST - least);
     }
     score.clamp(FIRST + LAST, FIRST - 1)
+}
+
+/// What a pod requests as a whole and no container of it, divided among them, in bytes.
+fn unspoken(spec: &PodSpec) -> i128 {
+    let Some(whole) = qos::pod_level(spec, "memory", false) else { return 0 };
+    let rest = (whole - qos::sum(spec, "memory", false)).max(0) / 1000;
+    let long = view::members(spec).filter(|member| member.role != view::Role::Init).count();
+    rest / i128::try_from(long.max(1)).unwrap_or(1)
 }
 
 #[cfg(test)]
