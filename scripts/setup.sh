@@ -12,7 +12,7 @@ test=(git iproute2 jq docker-registry procps util-linux socat crun runc)
 # What orlop-libcontainer is linked with.
 test+=(libseccomp-dev)
 # The guests of the tests in vm/: QEMU, and what makes their image.
-test+=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs cpio kmod openssh-client)
+test+=(qemu-system-x86 qemu-utils mmdebstrap e2fsprogs cpio kmod openssh-client secilc)
 
 packages=("${build[@]}" "${run[@]}")
 if [ "$purpose" != run ]; then packages+=("${test[@]}"); fi

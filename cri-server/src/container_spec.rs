@@ -20,7 +20,7 @@ use runtime::{ContainerId, ContainerSpec, SandboxId};
 use tonic::Status;
 
 use crate::error::invalid;
-use crate::sandbox_spec::{apparmor, check_selinux, ids, resources, user_namespace};
+use crate::sandbox_spec::{apparmor, ids, resources, selinux, user_namespace};
 
 /// What a container is made from.
 pub struct Parts<'a> {
@@ -55,7 +55,6 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
     }
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
-    check_selinux(context.selinux_options.as_ref())?;
     let pod = crate::sandbox_spec::context(parts.sandbox_config);
     if context.privileged && !pod.is_some_and(|pod| pod.privileged) {
         return Err(invalid("a privileged container needs a privileged sandbox"));
@@ -89,6 +88,7 @@ pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, Status> {
     spec.privileged = context.privileged;
     spec.seccomp = seccomp(context.seccomp.as_ref(), &context.seccomp_profile_path)?;
     spec.apparmor = apparmor(context.apparmor.as_ref(), &context.apparmor_profile)?;
+    spec.selinux = context.selinux_options.as_ref().map(selinux);
     spec.no_new_privs = context.no_new_privs;
     // Over gRPC an empty list and none are the same. A pod with users of its own may see all of /proc (`procMount:
     // Unmasked`, which Kubernetes allows to no other); else both mean the default, the safe one.
@@ -196,7 +196,7 @@ fn mounts(
     let named = |target: &str| config.mounts.iter().any(|m| m.container_path.trim_end_matches('/') == target);
     for (target, source) in sandbox_files {
         if !named(target) {
-            mounts.push(Mount::bind(source, target));
+            mounts.push(Mount { relabel: true, ..Mount::bind(source, target) });
         }
     }
     Ok(mounts)
@@ -251,6 +251,7 @@ fn one_mount(mount: &CriMount, images: &mut impl Iterator<Item = Vec<PathBuf>>) 
         nodev: false,
         // An image's layers have the pod's ids anyway.
         ids: ids.filter(|_| mount.image.is_none()),
+        relabel: mount.selinux_relabel,
     };
     for option in &mount.mount_options {
         match option.as_str() {

@@ -9,7 +9,7 @@ use cri_api::v1::{
     PodSandboxConfig, PortMapping, Protocol, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy,
     security_profile::ProfileType,
 };
-use runtime::spec::{AppArmorProfile, IdRange, NamespaceMode, Namespaces, UserNamespace};
+use runtime::spec::{AppArmorProfile, IdRange, NamespaceMode, Namespaces, SelinuxOptions, UserNamespace};
 use runtime::{Resources, SandboxId, SandboxSpec};
 use tonic::Status;
 
@@ -32,7 +32,6 @@ pub fn sandbox_spec(
     }
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
-    check_selinux(context.selinux_options.as_ref())?;
     // A sandbox has no program of its own to confine, but a mistake is told early.
     apparmor(context.apparmor.as_ref(), "")?;
     check_process(&context)?;
@@ -51,6 +50,7 @@ pub fn sandbox_spec(
         None => Default::default(),
     };
     spec.privileged = context.privileged;
+    spec.selinux = context.selinux_options.as_ref().map(selinux);
     // The runtime refuses a name that it doesn't have.
     spec.handler = handler.to_owned();
     spec.meta = meta;
@@ -173,12 +173,10 @@ pub fn with_overhead(
     all
 }
 
-/// Refuses labels that nothing here would apply.
-pub fn check_selinux(label: Option<&SeLinuxOption>) -> Result<(), Status> {
-    if label.is_some_and(|label| *label != SeLinuxOption::default()) {
-        return Err(invalid("SELinux labels cannot be applied on this node: leave seLinuxOptions out"));
-    }
-    Ok(())
+/// An SELinux label, as the runtime takes it.
+pub fn selinux(label: &SeLinuxOption) -> SelinuxOptions {
+    let SeLinuxOption { user, role, r#type, level } = label.clone();
+    SelinuxOptions { user, role, kind: r#type, level }
 }
 
 /// The AppArmor profile; `old` is the field that kubelets before 1.30 set.
@@ -406,11 +404,11 @@ mod tests {
             Some(LinuxContainerResources { cpu_shares: -1, ..Default::default() });
         bad(overhead, "", "cpu_shares");
         let label = SeLinuxOption { level: "s0".into(), ..Default::default() };
-        bad(
-            config(LinuxSandboxSecurityContext { selinux_options: Some(label), ..Default::default() }),
+        let spec = translate(
+            &config(LinuxSandboxSecurityContext { selinux_options: Some(label), ..Default::default() }),
             "",
-            "SELinux",
         );
+        assert_eq!(spec.expect("good").selinux.expect("a label").level, "s0");
     }
 
     #[test]

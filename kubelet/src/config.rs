@@ -77,6 +77,8 @@ pub struct Config {
     pub apparmor: bool,
     /// The ids that pods with `hostUsers: false` are given.
     pub user_ids: UserIds,
+    /// Whether the node's kernel runs SELinux; where it doesn't, pods with labels are rejected.
+    pub selinux: bool,
     /// The kubelet's version as the node reports it.
     pub kubelet_version: String,
     /// `providerID`, if a cloud gave the node one.
@@ -225,6 +227,7 @@ impl Config {
             container_log_monitor_interval: Duration::from_secs(10),
             resources: ResourceSettings { enforce_pods: true, ..Default::default() },
             allowed_unsafe_sysctls: Vec::new(),
+            selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
             apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|text| text.trim() == "Y"),
             user_ids: UserIds::default(),

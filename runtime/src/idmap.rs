@@ -16,7 +16,7 @@ use sys::mount::FsOption;
 use sys::namespace::Kind;
 
 use crate::error::RuntimeError;
-use crate::overlay::{self, Writable};
+use crate::overlay::{self, Look, Writable};
 use crate::plan::Action;
 use crate::spec::{IdRange, NamespaceMode, SandboxSpec, UserNamespace};
 
@@ -106,7 +106,8 @@ fn try_overlay(place: &Path, user: &OwnedFd, scratch: &Path) -> Result<(), Runti
     }
     let [one, two, upper, work] = paths;
     std::fs::write(one.join("file"), "").map_err(RuntimeError::io("write a file"))?;
-    let root = overlay::mount(&[one, two], Some(&Writable { upper, work }), Some(user.as_fd()), scratch)?;
+    let look = Look { ids: Some(user.as_fd()), context: None };
+    let root = overlay::mount(&[one, two], Some(&Writable { upper, work }), look, scratch)?;
     let stat = rustix::fs::statat(&root, c"file", AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|errno| RuntimeError::io("look at a file of the overlay")(errno.into()))?;
     if stat.st_uid == 65_536 { Ok(()) } else { Err(RuntimeError::invalid("its files keep their owner")) }

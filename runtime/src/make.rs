@@ -13,7 +13,7 @@ use crate::core::{Inner, Ready, chain};
 use crate::error::RuntimeError;
 use crate::id::ContainerId;
 use crate::oci::{self, Surroundings};
-use crate::overlay::{self, Writable};
+use crate::overlay::{self, Look, Writable};
 use crate::plan::{self, Draft};
 use crate::record::SandboxRecord;
 use crate::spec::{ContainerSpec, NamespaceMode, ResolvedUser, UserNamespace};
@@ -49,7 +49,8 @@ impl Inner {
             self.container_cgroup(spec, &cgroup)?.1
         };
         RuntimeError::fault("container: plan its process")?;
-        let confinement = self.confinement(spec)?;
+        let confinement = self.confinement(spec, sandbox)?;
+        self.relabel_volumes(spec, confinement.mount_label.as_deref())?;
         let process = oci::process(spec, &user, "", self.available_in(sandbox), &confinement)?;
         let mut process = plan::process_plan(&process)?;
         unenforced.extend(self.limit(&mut process));
@@ -93,8 +94,14 @@ impl Inner {
             None => None,
         };
         let user = user.as_ref().map(AsFd::as_fd);
+        let label = self.confinement(spec, sandbox)?.mount_label;
+        let context = label.map(|label| plan::text(label.as_bytes())).transpose()?;
+        if context.is_some() {
+            self.label_layers(&spec.rootfs)?;
+        }
+        let look = Look { ids: user, context: context.as_deref() };
         RuntimeError::fault("container: mount its root")?;
-        overlay::mount(&spec.rootfs, Some(&writable), user, self.pins.scratch())
+        overlay::mount(&spec.rootfs, Some(&writable), look, self.pins.scratch())
     }
 
     /// Capabilities that a container of this sandbox can have: a user namespace has all of its own.
@@ -144,7 +151,7 @@ impl Inner {
             rootfs: self.paths.layers.join(spec.id.as_str()).join("upper"),
             available: self.available_in(sandbox),
             devices: devices::find(spec)?,
-            confinement: self.confinement(spec)?,
+            confinement: self.confinement(spec, sandbox)?,
         };
         oci::spec(spec, user, &around)
     }

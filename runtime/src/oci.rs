@@ -191,6 +191,9 @@ fn build(
         if let Some((_, ids)) = &around.user {
             linux = linux.uid_mappings(vec![mapping(ids.users)?]).gid_mappings(vec![mapping(ids.groups)?]);
         }
+        if let Some(label) = &around.confinement.mount_label {
+            linux = linux.mount_label(label);
+        }
         let linux = linux.build()?;
         let mut spec = SpecBuilder::default()
             .version("1.2.0")
@@ -258,8 +261,12 @@ pub fn process(
             Some(score) => process.oom_score_adj(score.clamp(-1000, 1000)),
             None => process,
         };
-        match &confinement.apparmor {
+        let process = match &confinement.apparmor {
             Some(profile) => process.apparmor_profile(profile),
+            None => process,
+        };
+        match &confinement.process_label {
+            Some(label) => process.selinux_label(label),
             None => process,
         }
         .build()

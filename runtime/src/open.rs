@@ -20,6 +20,7 @@ use crate::cgroup::Cgroups;
 use crate::core::{ContainerEntry, Inner, Objects, Paths, SandboxEntry, blocking, chain};
 use crate::error::{OpenError, RuntimeError};
 use crate::keepers;
+use crate::lsm::Selinux;
 use crate::lsm::{
     Modules,
     apparmor::{AppArmor, DEFAULT},
@@ -95,8 +96,10 @@ fn prepare(options: Options) -> Result<Arc<Inner>, OpenError> {
         .map_err(io(format!("prepare {}", paths.namespaces.display())))?;
     let available = sys::caps::bounding() & sys::caps::get().map(|sets| sets.permitted).unwrap_or(u64::MAX);
     let mut capabilities = capabilities(&cgroups, available);
-    let modules = Modules { apparmor: AppArmor::find(&paths.run) };
+    let modules = Modules { apparmor: AppArmor::find(&paths.run), selinux: Selinux::find() };
     capabilities.apparmor = modules.apparmor.enabled();
+    capabilities.selinux = modules.selinux.as_ref().map(|selinux| selinux.enforcing);
+    capabilities.statements.extend(modules.selinux.as_ref().and_then(Selinux::statement));
     capabilities.user_namespaces = crate::idmap::probe(&options.data, pins.scratch()).err();
     let mut objects = Objects::default();
     let sandboxes: Vec<SandboxRecord> =
@@ -208,6 +211,7 @@ fn capabilities(cgroups: &Cgroups, available: u64) -> Capabilities {
         seccomp,
         user_namespaces: None,
         apparmor: false,
+        selinux: None,
         kernel: features.release.clone(),
         statements,
     }

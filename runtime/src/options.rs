@@ -75,6 +75,8 @@ pub struct Capabilities {
     pub user_namespaces: Option<String>,
     /// The kernel has AppArmor.
     pub apparmor: bool,
+    /// The kernel has SELinux: whether it is enforced.
+    pub selinux: Option<bool>,
     /// Kernel release.
     pub kernel: String,
     /// One sentence per thing that cannot be enforced, for the log, `orlop check` and the node's condition.

@@ -28,13 +28,23 @@ pub struct Writable {
 /// Most layers that overlayfs takes (OVL_MAX_STACK).
 const MOST: usize = 500;
 
-/// Mounts layers (topmost first), read-only without `writable`, with the ids of the user namespace `ids`.
+/// How files are shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Look<'a> {
+    /// With the ids of this user namespace.
+    pub ids: Option<BorrowedFd<'a>>,
+    /// With this SELinux context.
+    pub context: Option<&'a CStr>,
+}
+
+/// Mounts layers (topmost first), read-only without `writable`.
 pub fn mount(
     lower: &[PathBuf],
     writable: Option<&Writable>,
-    ids: Option<BorrowedFd<'_>>,
+    look: Look<'_>,
     scratch: &Path,
 ) -> Result<OwnedFd, RuntimeError> {
+    let Look { ids, context } = look;
     if lower.is_empty() {
         return Err(RuntimeError::invalid("an image without layers cannot be mounted"));
     }
@@ -54,17 +64,21 @@ pub fn mount(
         None => None,
     };
     if layers.len() == 1 && writable.is_none() {
-        // overlayfs wants two directories; of one layer a plain copy of its mount does.
-        return plain(layers.remove(0));
+        match context {
+            // overlayfs wants two directories; of one layer a plain copy of its mount does.
+            None => return plain(layers.remove(0)),
+            // A context is only to be had with a mount of its own.
+            Some(_) => layers.push(nothing(scratch)?),
+        }
     }
     let changes = match writable {
         Some(writable) => Some((open(&writable.upper)?, open(&writable.work)?)),
         None => None,
     };
     if sys::features::get().overlay_lowerdir_append {
-        one_by_one(&layers, changes.as_ref())
+        one_by_one(&layers, changes.as_ref(), context)
     } else {
-        all_at_once(&layers, changes.as_ref(), scratch)
+        all_at_once(&layers, changes.as_ref(), context, scratch)
     }
 }
 
@@ -110,6 +124,18 @@ impl Drop for Attached {
     }
 }
 
+/// An empty directory.
+fn nothing(scratch: &Path) -> Result<OwnedFd, RuntimeError> {
+    let place = scratch.join("nothing");
+    let step = || RuntimeError::io(format!("make {}", place.display()));
+    match std::fs::create_dir(&place) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(step()(error)),
+        _ => {}
+    }
+    rustix::fs::open(&place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| step()(errno.into()))
+}
+
 fn name(fd: &OwnedFd) -> CString {
     CString::new(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL byte")
 }
@@ -129,7 +155,11 @@ fn plain(layer: OwnedFd) -> Result<OwnedFd, RuntimeError> {
     Ok(copy)
 }
 
-fn one_by_one(layers: &[OwnedFd], changes: Option<&(OwnedFd, OwnedFd)>) -> Result<OwnedFd, RuntimeError> {
+fn one_by_one(
+    layers: &[OwnedFd],
+    changes: Option<&(OwnedFd, OwnedFd)>,
+    context: Option<&CStr>,
+) -> Result<OwnedFd, RuntimeError> {
     let names: Vec<CString> = layers.iter().map(name).collect();
     let mut options: Vec<FsOption<'_>> =
         names.iter().map(|name| FsOption::Value(c"lowerdir+", name.as_c_str())).collect();
@@ -138,6 +168,7 @@ fn one_by_one(layers: &[OwnedFd], changes: Option<&(OwnedFd, OwnedFd)>) -> Resul
         options.push(FsOption::Value(c"upperdir", upper));
         options.push(FsOption::Value(c"workdir", work));
     }
+    options.extend(context.map(|context| FsOption::Value(c"context", context)));
     sys::mount::create_explained(c"overlay", Some(c"overlay"), &options, 0).map_err(explained)
 }
 
@@ -158,17 +189,21 @@ const LONGEST_VALUE: usize = 256;
 fn all_at_once(
     layers: &[OwnedFd],
     changes: Option<&(OwnedFd, OwnedFd)>,
+    context: Option<&CStr>,
     scratch: &Path,
 ) -> Result<OwnedFd, RuntimeError> {
     // The old call is made in this thread, so the shorter name serves.
     let short = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let lower = layers.iter().map(short).collect::<Vec<_>>().join(":");
     if lower.len() < LONGEST_VALUE {
-        return in_one_option(&lower, changes);
+        return in_one_option(&lower, changes, context);
     }
     let mut options = format!("lowerdir={lower}");
     if let Some((upper, work)) = changes {
         options += &format!(",upperdir={},workdir={}", short(upper), short(work));
+    }
+    if let Some(context) = context {
+        options += &format!(",context=\"{}\"", context.to_string_lossy());
     }
     if options.len() > 4095 {
         return Err(RuntimeError::invalid(format!(
@@ -190,7 +225,11 @@ fn all_at_once(
     copy.map_err(|errno| RuntimeError::io(step())(errno.into()))
 }
 
-fn in_one_option(lower: &str, changes: Option<&(OwnedFd, OwnedFd)>) -> Result<OwnedFd, RuntimeError> {
+fn in_one_option(
+    lower: &str,
+    changes: Option<&(OwnedFd, OwnedFd)>,
+    context: Option<&CStr>,
+) -> Result<OwnedFd, RuntimeError> {
     let lower = CString::new(lower).expect("numbers have no NUL byte");
     let changed = changes.map(|(upper, work)| (name(upper), name(work)));
     let mut options = vec![FsOption::Value(c"lowerdir", &lower)];
@@ -198,6 +237,7 @@ fn in_one_option(lower: &str, changes: Option<&(OwnedFd, OwnedFd)>) -> Result<Ow
         options.push(FsOption::Value(c"upperdir", upper));
         options.push(FsOption::Value(c"workdir", work));
     }
+    options.extend(context.map(|context| FsOption::Value(c"context", context)));
     sys::mount::create_explained(c"overlay", Some(c"overlay"), &options, 0).map_err(explained)
 }
 
@@ -237,11 +277,11 @@ mod tests {
             .map(|path| rustix::fs::open(path.as_path(), OFlags::PATH, Mode::empty()).expect("opened"))
             .collect();
         let mut mounts = vec![
-            all_at_once(&layers, None, &sub("scratch")).expect("mounted with one option"),
-            all_at_once(&many, None, &sub("scratch")).expect("mounted the old way"),
+            all_at_once(&layers, None, None, &sub("scratch")).expect("mounted with one option"),
+            all_at_once(&many, None, None, &sub("scratch")).expect("mounted the old way"),
         ];
         if sys::features::get().overlay_lowerdir_append {
-            mounts.push(one_by_one(&layers, None).expect("mounted"));
+            mounts.push(one_by_one(&layers, None, None).expect("mounted"));
         }
         for mount in mounts {
             for (file, want) in [("top", "1"), ("bottom", "2")] {

@@ -64,7 +64,12 @@ impl Pins {
     }
 
     /// Makes a sandbox's namespaces with host name and sysctls (as paths below `/proc/sys`) set, and its shm.
-    pub fn make(&self, spec: &SandboxSpec, sysctls: &[(String, String)]) -> Result<(), RuntimeError> {
+    pub fn make(
+        &self,
+        spec: &SandboxSpec,
+        sysctls: &[(String, String)],
+        label: Option<&str>,
+    ) -> Result<(), RuntimeError> {
         let dir = self.of(spec.id.as_str());
         std::fs::create_dir(&dir).map_err(RuntimeError::io(format!("make {}", dir.display())))?;
         RuntimeError::fault("pins: make namespaces")?;
@@ -125,7 +130,7 @@ impl Pins {
         if spec.namespaces.ipc != NamespaceMode::Node {
             RuntimeError::fault("pins: mount shared memory")?;
             let owner = spec.user_namespace.map_or((0, 0), |ids| (ids.users.host, ids.groups.host));
-            self.make_shm(&dir, spec.shm_size.unwrap_or(SHM_SIZE), owner)?;
+            self.make_shm(&dir, spec.shm_size.unwrap_or(SHM_SIZE), owner, label)?;
         }
         Ok(())
     }
@@ -139,7 +144,13 @@ impl Pins {
             && (spec.user_namespace.is_none() || dir.join(USER).exists())
     }
 
-    fn make_shm(&self, dir: &Path, size: u64, owner: (u32, u32)) -> Result<(), RuntimeError> {
+    fn make_shm(
+        &self,
+        dir: &Path,
+        size: u64,
+        owner: (u32, u32),
+        label: Option<&str>,
+    ) -> Result<(), RuntimeError> {
         let path = dir.join("shm");
         let step = || format!("mount {}", path.display());
         let size = crate::plan::text(size.to_string().as_bytes())?;
@@ -147,12 +158,14 @@ impl Pins {
             crate::plan::text(owner.0.to_string().as_bytes())?,
             crate::plan::text(owner.1.to_string().as_bytes())?,
         );
-        let options = [
+        let context = label.map(|label| crate::plan::text(label.as_bytes())).transpose()?;
+        let mut options = vec![
             FsOption::Value(c"mode", c"1777"),
             FsOption::Value(c"size", &size),
             FsOption::Value(c"uid", &uid),
             FsOption::Value(c"gid", &gid),
         ];
+        options.extend(context.as_deref().map(|context| FsOption::Value(c"context", context)));
         let set = attr::NOSUID | attr::NODEV | attr::NOEXEC;
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700))
             .and_then(|()| sys::mount::create(c"tmpfs", Some(c"shm"), &options, set))

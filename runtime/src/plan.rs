@@ -41,6 +41,8 @@ pub struct Draft {
     pub user_namespace: Option<(PathBuf, UserNamespace)>,
     /// Score for the OOM killer.
     pub oom_score_adj: Option<i32>,
+    /// SELinux context of the file systems that are made for it.
+    pub context: Option<CString>,
 }
 
 /// Where the namespaces come from.
@@ -162,6 +164,10 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
             }
         }
     }
+    let context = linux.mount_label().as_ref().map(|label| text(label.as_bytes())).transpose()?;
+    if let Some(context) = &context {
+        actions.iter_mut().for_each(|action| label_files(action, context));
+    }
     let process_plan = process_plan(process)?;
     if let Some((_, ids)) = &user_namespace {
         check_ids(&process_plan.user, ids)?;
@@ -184,7 +190,17 @@ pub fn draft(spec: &Spec) -> Result<Draft, RuntimeError> {
         namespaces,
         user_namespace,
         oom_score_adj: process.oom_score_adj(),
+        context,
     })
+}
+
+/// Gives a file system that has files of its own a context.
+fn label_files(action: &mut Action, context: &CString) {
+    if let Action::Step(Step::Filesystem { fstype, options, .. }) = action
+        && [c"tmpfs", c"devpts"].contains(&fstype.as_c_str())
+    {
+        options.push(FsOption { key: c"context".to_owned(), value: Some(context.clone()) });
+    }
 }
 
 /// The ids of a mapping that has one range from 0 on; `None` when there is no mapping.

@@ -3,7 +3,7 @@
 //! Guarantees: sources are opened without following magic links; what is mounted is what was opened, whatever
 //! happens to the path meanwhile.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use keeper::plan::{
@@ -15,7 +15,7 @@ use sys::mount::attr;
 
 use crate::error::RuntimeError;
 use crate::idmap;
-use crate::overlay;
+use crate::overlay::{self, Look};
 use crate::plan::{Action, Bind, Draft, Origin, text};
 use crate::seccomp::{Filter, Instruction};
 
@@ -68,7 +68,8 @@ pub fn launch(draft: Draft, parts: Parts<'_>) -> Result<(LaunchPlan, Fds), Runti
             }
             Action::Image { lower, sub_path, set, target } => {
                 let ids = user.as_ref().map(|user| user.fd.as_fd());
-                let image = open_image(&lower, sub_path.as_deref(), set, ids, parts.scratch)?;
+                let look = Look { ids, context: draft.context.as_deref() };
+                let image = open_image(&lower, sub_path.as_deref(), set, look, parts.scratch)?;
                 Step::Attach { fd: fds.add(image), target, kind: TargetKind::Directory }
             }
         });
@@ -219,10 +220,10 @@ pub fn open_image(
     lower: &[std::path::PathBuf],
     sub_path: Option<&Path>,
     set: u64,
-    ids: Option<BorrowedFd<'_>>,
+    look: Look<'_>,
     scratch: &Path,
 ) -> Result<OwnedFd, RuntimeError> {
-    let image = overlay::mount(lower, None, ids, scratch)?;
+    let image = overlay::mount(lower, None, look, scratch)?;
     let step = |what: &str| RuntimeError::io(format!("{what} of an image volume"));
     let image = match sub_path {
         None => image,

@@ -127,7 +127,7 @@ impl Inner {
     fn pattern(&self, record: &ContainerRecord) -> Result<Arc<ProcessPlan>, RuntimeError> {
         let sandbox = self.sandbox_record(&record.spec.sandbox)?;
         let available = self.available_in(&sandbox);
-        let confinement = self.confinement(&record.spec)?;
+        let confinement = self.confinement(&record.spec, &sandbox)?;
         let process =
             oci::process(&record.spec, &record.user, &sandbox.spec.hostname, available, &confinement)?;
         let mut process = plan::process_plan(&process)?;

@@ -30,6 +30,9 @@ pub struct SandboxRecord {
     pub cgroup: String,
     /// Whether this runtime made the cgroup, so that it also removes it.
     pub cgroup_made: bool,
+    /// Its level of SELinux.
+    #[serde(default)]
+    pub level: Option<String>,
     /// Its init.
     pub init: Option<ProcessId>,
     /// What cannot be enforced.

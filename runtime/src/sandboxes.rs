@@ -35,7 +35,7 @@ impl Inner {
         let sysctls = sysctl::check(&spec.sysctls, &spec.namespaces)?;
         let cgroup = self.cgroups.pod_path(spec.cgroup_parent.as_deref(), id.as_str())?;
         let meta = Arc::new(std::mem::take(&mut spec.meta));
-        let record = SandboxRecord {
+        let mut record = SandboxRecord {
             spec: Arc::new(spec),
             meta,
             state: SandboxState::NotReady,
@@ -43,6 +43,7 @@ impl Inner {
             cgroup,
             cgroup_made: false,
             init: None,
+            level: None,
             unenforced: Vec::new(),
         };
         {
@@ -50,6 +51,9 @@ impl Inner {
             if objects.sandboxes.contains_key(&id) {
                 return Err(RuntimeError::Exists { what: format!("sandbox {id}") });
             }
+            let others = objects.sandboxes.values();
+            let taken = others.filter_map(|entry| entry.record.level.as_deref()).collect();
+            record.level = self.level(record.spec.selinux.as_ref(), &taken);
             objects.sandboxes.insert(id.clone(), SandboxEntry::new(record.clone()));
         }
         let operation = self.sandbox_operation(&id)?;
@@ -87,6 +91,7 @@ impl Inner {
         sysctls: Vec<(String, String)>,
     ) -> Result<Sandbox, RuntimeError> {
         let (inner, spec, path) = (self.clone(), record.spec.clone(), record.cgroup.clone());
+        let label = self.pod_label(&record)?;
         let init_path = self.cgroups.init_path(&path, spec.id.as_str());
         let shared_pid = spec.namespaces.pid == NamespaceMode::Pod;
         let (id, user) = (spec.id.clone(), spec.user_namespace);
@@ -100,7 +105,7 @@ impl Inner {
             RuntimeError::fault("sandbox: make its cgroup")?;
             let unenforced = inner.cgroups.make_pod(&path, &spec.resources)?;
             RuntimeError::fault("sandbox: make its namespaces")?;
-            inner.pins.make(&spec, &sysctls)?;
+            inner.pins.make(&spec, &sysctls, label.as_deref())?;
             RuntimeError::fault("sandbox: make the cgroup of its init")?;
             let init = match shared_pid {
                 true => Some(

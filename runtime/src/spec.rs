@@ -41,6 +41,9 @@ pub struct SandboxSpec {
     /// The pod may hold privileged containers: sysctls are then checked just as strictly.
     #[serde(default)]
     pub privileged: bool,
+    /// SELinux label of its containers, unless they have one of their own.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     /// Name of the runtime handler that makes its containers (`Options::handlers`); empty is the default one.
     #[serde(default)]
     pub handler: String,
@@ -122,6 +125,9 @@ pub struct ContainerSpec {
     /// AppArmor profile; not applied when privileged.
     #[serde(default)]
     pub apparmor: AppArmorProfile,
+    /// SELinux label; `None` is the pod's. Not applied when privileged.
+    #[serde(default)]
+    pub selinux: Option<SelinuxOptions>,
     /// Set-user-id programs gain nothing.
     #[serde(default)]
     pub no_new_privs: bool,
@@ -183,6 +189,7 @@ impl ContainerSpec {
             privileged: false,
             seccomp: Seccomp::default(),
             apparmor: AppArmorProfile::default(),
+            selinux: None,
             no_new_privs: false,
             masked_paths: None,
             readonly_paths: None,
@@ -214,6 +221,7 @@ impl SandboxSpec {
             shm_size: None,
             resources: Resources::default(),
             privileged: false,
+            selinux: None,
             handler: String::new(),
             meta: serde_json::Value::Null,
         }
@@ -318,6 +326,9 @@ pub struct Mount {
     /// with a user namespace; the file system must have mapped mounts.
     #[serde(default)]
     pub ids: Option<UserNamespace>,
+    /// Give its files the container's SELinux context, where there is one.
+    #[serde(default)]
+    pub relabel: bool,
 }
 
 impl Mount {
@@ -333,6 +344,7 @@ impl Mount {
             nosuid: false,
             nodev: false,
             ids: None,
+            relabel: false,
         }
     }
 
@@ -457,6 +469,27 @@ pub enum AppArmorProfile {
     Unconfined,
     /// A loaded profile, by its name.
     Localhost(String),
+}
+
+/// Parts of an SELinux context; what is empty is the policy's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SelinuxOptions {
+    /// User.
+    pub user: String,
+    /// Role.
+    pub role: String,
+    /// Type.
+    pub kind: String,
+    /// Level: sensitivity and categories.
+    pub level: String,
+}
+
+impl SelinuxOptions {
+    /// Whether all is the policy's.
+    pub fn is_empty(&self) -> bool {
+        *self == SelinuxOptions::default()
+    }
 }
 
 /// Limits of a cgroup; a field that is `None` is left alone.

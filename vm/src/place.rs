@@ -64,11 +64,20 @@ pub fn obstacle() -> Option<String> {
             .chain(["/usr/sbin".into(), "/sbin".into()])
             .any(|d| d.join(program).exists())
     };
-    let missing: Vec<_> =
-        ["qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs", "ssh", "setpriv", "cpio", "depmod"]
-            .into_iter()
-            .filter(|program| !has(program))
-            .collect();
+    let missing: Vec<_> = [
+        "qemu-system-x86_64",
+        "qemu-img",
+        "mmdebstrap",
+        "mke2fs",
+        "ssh",
+        "setpriv",
+        "cpio",
+        "depmod",
+        "secilc",
+    ]
+    .into_iter()
+    .filter(|program| !has(program))
+    .collect();
     if !missing.is_empty() {
         return Some(format!("missing {}; scripts/setup.sh test installs them", missing.join(", ")));
     }

@@ -6,6 +6,7 @@ pub mod expand;
 pub mod fields;
 pub mod resources;
 pub mod security;
+pub mod selinux;
 
 use std::path::Path;
 

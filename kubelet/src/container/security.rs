@@ -64,6 +64,7 @@ pub fn sandbox(pod: &Pod, users: Option<Range>, seccomp_root: &Path) -> cri::Lin
         privileged,
         seccomp: Some(seccomp(ctx.seccomp_profile.as_ref(), false, seccomp_root)),
         apparmor: super::apparmor::of_pod(pod),
+        selinux_options: super::selinux::of_pod(pod),
         ..Default::default()
     }
 }
@@ -111,6 +112,7 @@ pub fn container(
             seccomp_root,
         )),
         apparmor: super::apparmor::profile(pod, container),
+        selinux_options: super::selinux::of_container(pod, container),
         ..Default::default()
     })
 }

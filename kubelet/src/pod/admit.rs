@@ -56,11 +56,6 @@ const OF_POD: &[Row<PodSpec>] = &[
         "run it on a Windows node",
     ),
     (
-        "spec.securityContext.seLinuxOptions",
-        |s| s.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some()),
-        "remove it: SELinux labels are not applied",
-    ),
-    (
         "spec.securityContext.windowsOptions",
         |s| s.security_context.as_ref().is_some_and(|c| c.windows_options.is_some()),
         "run it on a Windows node",
@@ -83,11 +78,6 @@ const OF_CONTAINER: &[Row<Container>] = &[
         "resources.claims",
         |c| c.resources.as_ref().is_some_and(|r| !r.claims.as_deref().unwrap_or_default().is_empty()),
         "remove them: dynamic resource allocation is not supported",
-    ),
-    (
-        "securityContext.seLinuxOptions",
-        |c| c.security_context.as_ref().is_some_and(|s| s.se_linux_options.is_some()),
-        "remove it: SELinux labels are not applied",
     ),
     (
         "securityContext.windowsOptions",
@@ -198,6 +188,9 @@ pub fn check(config: &Config, machine: &Machine, pod: &Pod) -> Result<(), Ended>
     sysctls(config, pod)?;
     huge_pages(machine, pod)?;
     apparmor(config, pod)?;
+    if !config.selinux && crate::container::selinux::is_required(pod) {
+        return refuse("seLinuxOptions".into(), "remove it: the kernel runs without SELinux");
+    }
     localhost_profiles(spec)
 }
 

@@ -80,6 +80,8 @@ fn one(
         propagation: propagation as i32,
         recursive_read_only: readonly
             && matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+        // The node's own files keep their labels.
+        selinux_relabel: volume.host_path.is_none(),
         ..Default::default()
     })
 }
@@ -146,6 +148,7 @@ pub fn hosts(pod_dir: &Path, container: &Container) -> Option<cri::Mount> {
     (!own).then(|| cri::Mount {
         container_path: "/etc/hosts".into(),
         host_path: pod_dir.join("etc-hosts").display().to_string(),
+        selinux_relabel: true,
         ..Default::default()
     })
 }
@@ -168,6 +171,7 @@ pub fn termination_message(
     Ok(Some(cri::Mount {
         container_path: path.into(),
         host_path: file.display().to_string(),
+        selinux_relabel: true,
         ..Default::default()
     }))
 }

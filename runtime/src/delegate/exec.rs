@@ -50,7 +50,7 @@ impl Inner {
         let sandbox = self.sandbox_record(&spec.sandbox)?;
         let runtime = self.delegate(&sandbox)?;
         let tty = matches!(exec.stdio, ExecStdio::Terminal { .. });
-        let confinement = self.confinement(spec)?;
+        let confinement = self.confinement(spec, &sandbox)?;
         let pattern = oci::process(spec, &record.user, &sandbox.spec.hostname, self.available, &confinement)?;
         let mut document = serde_json::to_value(&pattern)
             .map_err(|error| RuntimeError::invalid(format!("OCI process as JSON: {error}")))?;

@@ -13,6 +13,7 @@ use crate::bundle;
 use crate::core::{Inner, Ready, blocking};
 use crate::error::{RuntimeError, StartError};
 use crate::handler::Devices;
+use crate::overlay::Look;
 use crate::plan::Origin;
 use crate::prepare;
 use crate::record::{ContainerRecord, SandboxRecord};
@@ -109,11 +110,14 @@ impl Inner {
         let mut commands = self.commands(&sandbox.spec.handler, runtime, &bundle, task)?;
         let fds = &mut commands.fds;
         commands.plan.attach.push((fds.add(rootfs), path(&place)?));
+        let label = oci.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+        let context = label.map(|label| crate::plan::text(label.as_bytes())).transpose()?;
         for image in images {
             make_private(&image.place)?;
             let scratch = self.pins.scratch();
+            let look = Look { ids: None, context: context.as_deref() };
             let tree =
-                prepare::open_image(&image.lower, image.sub_path.as_deref(), image.set, None, scratch)?;
+                prepare::open_image(&image.lower, image.sub_path.as_deref(), image.set, look, scratch)?;
             commands.plan.attach.push((fds.add(tree), path(&image.place)?));
         }
         if let Task::Container { log, cgroup, .. } = &mut commands.plan.task {

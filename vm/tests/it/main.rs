@@ -8,6 +8,7 @@ mod machines;
 mod power;
 mod resize;
 mod resources;
+mod selinux;
 mod stats;
 mod survival;
 mod systemd;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         survival::CASES,
         apparmor::CASES,
         systemd::CASES,
+        selinux::CASES,
         users::CASES,
         checkpoint::CASES,
     ];
