@@ -279,7 +279,7 @@ mod tests {
                 .collect()
         };
         let many = some(128);
-        let error = all_at_once(&some(400), None, &sub("scratch")).expect_err("refused").to_string();
+        let error = all_at_once(&some(400), None, None, &sub("scratch")).expect_err("refused").to_string();
         assert!(error.contains("400 layers") && error.contains("Linux 6.7"), "{error}");
         let mut mounts = vec![
             all_at_once(&layers, None, None, &sub("scratch")).expect("mounted with one option"),
