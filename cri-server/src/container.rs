@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cri_api::Row;
 use cri_api::v1::*;
 use runtime::{ContainerId, ContainerState as State, SandboxId};
 use tonic::Status;
@@ -202,20 +203,18 @@ impl Inner {
         Ok(ContainerStatusResponse { status: Some(view::container_status(&container, &meta)), info })
     }
 
-    pub(crate) fn list_containers(&self, wanted: Option<&ContainerFilter>) -> Vec<Container> {
+    pub(crate) fn list_containers(&self, wanted: Option<&ContainerFilter>) -> Vec<Row<Container>> {
         self.container_rows(None, |has| filter::container(wanted, has))
     }
 
-    /// Rows of the containers, or of those of one sandbox, that `wanted` wants. Only those are made: each takes dozens of
-    /// allocations.
+    /// Rows of the containers, or of those of one sandbox, that `wanted` wants.
     pub(crate) fn container_rows(
         &self,
         sandbox: Option<&SandboxId>,
         wanted: impl Fn(filter::Traits<'_>) -> bool,
-    ) -> Vec<Container> {
-        let known = self.index.with_metas(self.runtime.briefs(sandbox));
-        let known = known.iter().filter(|(brief, meta)| wanted(view::traits(brief, meta)));
-        known.map(|(brief, meta)| view::container_row(brief, meta)).collect()
+    ) -> Vec<Row<Container>> {
+        let known = self.index.containers();
+        self.runtime.container_rows(sandbox, |brief| known.row(brief, &wanted))
     }
 
     pub(crate) async fn update_container_resources(

@@ -129,13 +129,7 @@ impl Inner {
             used_bytes: Some(UInt64Value { value: bytes }),
             inodes_used: Some(UInt64Value { value: inodes }),
         };
-        let (mut bytes, mut inodes) = (0, 0);
-        for container in self.runtime.briefs(None) {
-            if let Ok(stats) = self.runtime.stats(container.id()).await {
-                bytes += stats.writable_bytes;
-                inodes += stats.writable_inodes;
-            }
-        }
+        let (bytes, inodes) = self.runtime.writable().await;
         ImageFsInfoResponse {
             image_filesystems: vec![fs(&usage.mountpoint, usage.bytes, usage.inodes)],
             container_filesystems: vec![fs(&self.config.layers_dir, bytes, inodes)],

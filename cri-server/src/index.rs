@@ -5,26 +5,73 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
-use runtime::Brief;
+use cri_api::Row;
+use cri_api::v1::{Container, PodSandbox};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use runtime::{Brief, SandboxBrief};
 use tonic::Status;
 
+use crate::filter::Traits;
 use crate::meta::{ContainerMeta, SandboxMeta, container_name, sandbox_name};
+use crate::view;
+
+/// What we know of an object, and its row in lists.
+struct Known<M, R> {
+    /// The sandbox of a container; empty for a sandbox.
+    sandbox: String,
+    meta: Arc<M>,
+    /// As a list showed it last. Besides `meta` it depends on its state only.
+    row: Mutex<Option<Row<R>>>,
+}
+
+impl<M, R> Known<M, R> {
+    fn new(sandbox: &str, meta: Arc<M>) -> Known<M, R> {
+        Known { sandbox: sandbox.to_owned(), meta, row: Mutex::default() }
+    }
+
+    /// The row of the last list if it shows the state of now, else a new one.
+    fn row(&self, shows_now: impl Fn(&R) -> bool, make: impl FnOnce(&M) -> R) -> Row<R> {
+        let mut kept = self.row.lock();
+        match kept.as_ref().filter(|row| shows_now(row)) {
+            Some(row) => row.clone(),
+            None => kept.insert(make(&self.meta).into()).clone(),
+        }
+    }
+}
 
 /// One kind of object by id.
-pub type ById<T> = HashMap<String, Arc<T>>;
+type ById<M, R> = HashMap<String, Known<M, R>>;
 
-/// A container, and whose it is.
-struct Known {
-    sandbox: String,
-    meta: Arc<ContainerMeta>,
+/// The containers, for as long as a list is made of them: meanwhile none can be added or dropped.
+pub struct Containers<'a>(RwLockReadGuard<'a, ById<ContainerMeta, Container>>);
+
+impl Containers<'_> {
+    /// A container's row, if it is known and wanted.
+    pub fn row(&self, brief: Brief<'_>, wanted: impl Fn(Traits<'_>) -> bool) -> Option<Row<Container>> {
+        let known = self.0.get(brief.id().as_str())?;
+        let traits = view::traits(brief, &known.meta);
+        let make = |meta: &ContainerMeta| view::container_row(brief, meta);
+        wanted(traits).then(|| known.row(|row| row.state == traits.state, make))
+    }
+}
+
+/// The sandboxes, for as long as a list is made of them.
+pub struct Sandboxes<'a>(RwLockReadGuard<'a, ById<SandboxMeta, PodSandbox>>);
+
+impl Sandboxes<'_> {
+    /// A sandbox's row, if it is known.
+    pub fn row(&self, brief: SandboxBrief<'_>) -> Option<Row<PodSandbox>> {
+        let known = self.0.get(brief.id.as_str())?;
+        let state = view::sandbox_state(brief.state, &known.meta) as i32;
+        Some(known.row(|row| row.state == state, |meta| view::sandbox_row(brief, meta)))
+    }
 }
 
 /// Everything known, in short critical sections.
 #[derive(Default)]
 pub struct Index {
-    sandboxes: RwLock<ById<SandboxMeta>>,
-    containers: RwLock<HashMap<String, Known>>,
+    sandboxes: RwLock<ById<SandboxMeta, PodSandbox>>,
+    containers: RwLock<ById<ContainerMeta, Container>>,
     /// Name to id.
     names: Mutex<HashMap<String, String>>,
     making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -53,7 +100,7 @@ impl Index {
     pub fn put_sandbox(&self, id: &str, meta: SandboxMeta) -> Arc<SandboxMeta> {
         self.names.lock().insert(sandbox_name(&meta.config), id.to_owned());
         let meta = Arc::new(meta);
-        self.sandboxes.write().insert(id.to_owned(), meta.clone());
+        self.sandboxes.write().insert(id.to_owned(), Known::new("", meta.clone()));
         meta
     }
 
@@ -61,8 +108,7 @@ impl Index {
     pub fn put_container(&self, id: &str, sandbox: &str, meta: ContainerMeta) -> Arc<ContainerMeta> {
         self.names.lock().insert(container_name(sandbox, &meta.config), id.to_owned());
         let meta = Arc::new(meta);
-        let known = Known { sandbox: sandbox.to_owned(), meta: meta.clone() };
-        self.containers.write().insert(id.to_owned(), known);
+        self.containers.write().insert(id.to_owned(), Known::new(sandbox, meta.clone()));
         meta
     }
 
@@ -80,7 +126,7 @@ impl Index {
 
     /// A sandbox by its whole id.
     pub fn sandbox(&self, id: &str) -> Option<Arc<SandboxMeta>> {
-        self.sandboxes.read().get(id).cloned()
+        self.sandboxes.read().get(id).map(|known| known.meta.clone())
     }
 
     /// A container by its whole id.
@@ -94,11 +140,14 @@ impl Index {
         containers.iter().filter(|(_, known)| known.sandbox == sandbox).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Containers with what we know of them; those of which we know nothing are left out.
-    pub fn with_metas(&self, briefs: Vec<Brief>) -> Vec<(Brief, Arc<ContainerMeta>)> {
-        let containers = self.containers.read();
-        let known = |brief: &Brief| containers.get(brief.id().as_str()).map(|known| known.meta.clone());
-        briefs.into_iter().filter_map(|brief| known(&brief).map(|meta| (brief, meta))).collect()
+    /// All containers, to make a list of.
+    pub fn containers(&self) -> Containers<'_> {
+        Containers(self.containers.read())
+    }
+
+    /// All sandboxes, to make a list of.
+    pub fn sandboxes(&self) -> Sandboxes<'_> {
+        Sandboxes(self.sandboxes.read())
     }
 
     /// The whole id that starts with `given`.
@@ -132,9 +181,35 @@ fn resolve<T>(kind: &str, given: &str, known: &HashMap<String, T>) -> Result<Str
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use runtime::SandboxState;
     use tonic::Code;
 
     use super::*;
+
+    #[test]
+    fn a_row_is_made_once_for_each_state() {
+        let index = Index::default();
+        let id = "abc".parse().expect("an id");
+        let row = |state| {
+            let brief = SandboxBrief { id: &id, state, created_at: Timestamp::UNIX_EPOCH };
+            index.sandboxes().row(brief)
+        };
+        assert!(row(SandboxState::Ready).is_none());
+        let put = |handler: &str| {
+            let meta = SandboxMeta { connected: true, handler: handler.to_owned(), ..SandboxMeta::default() };
+            index.put_sandbox("abc", meta);
+        };
+        put("a");
+        let first = row(SandboxState::Ready).expect("known");
+        let at = |row: &Row<PodSandbox>| std::ptr::from_ref(&**row);
+        assert_eq!(at(&row(SandboxState::Ready).expect("known")), at(&first));
+        let stopped = row(SandboxState::NotReady).expect("known");
+        assert_ne!((first.state, at(&first)), (stopped.state, at(&stopped)));
+        // What is put anew is shown anew.
+        put("b");
+        assert_eq!(row(SandboxState::Ready).expect("known").runtime_handler, "b");
+    }
 
     #[test]
     fn ids_may_be_shortened() {

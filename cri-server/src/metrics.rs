@@ -5,10 +5,13 @@
 
 mod table;
 
+use cri_api::Row;
 use cri_api::v1::*;
+use futures::StreamExt;
 
 use crate::sandbox::sandbox_id;
 use crate::server::Inner;
+use crate::stats::AT_A_TIME;
 use table::{Measured, Owner};
 
 /// Files of a cgroup that metrics are made of.
@@ -39,12 +42,12 @@ impl Inner {
         let ready = PodSandboxState::SandboxReady as i32;
         let sandboxes = self.list_sandboxes(None).into_iter().filter(|row| row.state == ready);
         let containers = self.container_rows(None, |_| true);
-        let all = sandboxes.map(|row| self.metrics_of(row, &containers));
-        futures::future::join_all(all).await
+        let all = futures::stream::iter(sandboxes.map(|row| self.metrics_of(row, &containers)));
+        all.buffered(AT_A_TIME).collect().await
     }
 
-    async fn metrics_of(&self, sandbox: PodSandbox, containers: &[Container]) -> PodSandboxMetrics {
-        let metadata = sandbox.metadata.unwrap_or_default();
+    async fn metrics_of(&self, sandbox: Row<PodSandbox>, containers: &[Row<Container>]) -> PodSandboxMetrics {
+        let metadata = sandbox.metadata.clone().unwrap_or_default();
         let owner = |name: &str, image: &str, container: &str, id: &str| Owner {
             id: id.to_owned(),
             name: name.to_owned(),
@@ -94,6 +97,6 @@ impl Inner {
                 metrics: table::metrics(&owner, &measured),
             });
         }
-        PodSandboxMetrics { pod_sandbox_id: sandbox.id, metrics, container_metrics }
+        PodSandboxMetrics { pod_sandbox_id: sandbox.id.clone(), metrics, container_metrics }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use cri_api::Row;
 use cri_api::v1::*;
 use network::PodInfo;
 use network::files::{self, DnsConfig, HostsSpec};
@@ -72,7 +73,7 @@ impl Inner {
     fn same_sandbox(&self, name: &str, holder: &str) -> Result<RunPodSandboxResponse, Status> {
         let sandbox = self.runtime.sandbox(&sandbox_id(holder)?);
         let ready = sandbox.zip(self.index.sandbox(holder)).is_some_and(|(sandbox, meta)| {
-            view::sandbox_state(&sandbox, &meta) == PodSandboxState::SandboxReady
+            view::sandbox_state(sandbox.state, &meta) == PodSandboxState::SandboxReady
         });
         if ready {
             return Ok(RunPodSandboxResponse { pod_sandbox_id: holder.to_owned() });
@@ -248,12 +249,10 @@ impl Inner {
             .collect()
     }
 
-    pub(crate) fn list_sandboxes(&self, wanted: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
-        let rows = self.runtime.sandboxes().into_iter().filter_map(|sandbox| {
-            let meta = self.index.sandbox(sandbox.id().as_str())?;
-            Some(view::sandbox_row(&sandbox, &meta))
-        });
-        rows.filter(|row| filter::sandbox(wanted, row)).collect()
+    pub(crate) fn list_sandboxes(&self, wanted: Option<&PodSandboxFilter>) -> Vec<Row<PodSandbox>> {
+        let known = self.index.sandboxes();
+        let wanted = |row: &Row<PodSandbox>| filter::sandbox(wanted, row);
+        self.runtime.sandbox_rows(|brief| known.row(brief).filter(wanted))
     }
 
     pub(crate) async fn update_pod_sandbox_resources(

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use cri_api::Row;
 use cri_api::v1::*;
+use futures::StreamExt;
 use network::InterfaceStats;
 use parking_lot::Mutex;
-use runtime::Stats;
+use runtime::{ContainerId, Stats};
 use tonic::Status;
 
 use crate::container::container_id;
@@ -13,6 +15,9 @@ use crate::error::status;
 use crate::sandbox::sandbox_id;
 use crate::server::Inner;
 use crate::{filter, view};
+
+/// Sandboxes that are measured at the same time.
+pub const AT_A_TIME: usize = 4;
 
 /// Processor use at the last two questions, to tell a rate.
 #[derive(Default)]
@@ -57,7 +62,8 @@ impl Inner {
         let id = self.index.container_id(given)?;
         let row = self.container_rows(None, |has| has.id == id).pop();
         let row = row.ok_or_else(|| Status::not_found(format!("no container {id}")))?;
-        self.stats_of(&row).await
+        let stats = self.runtime.stats(&container_id(&id)?).await.map_err(status)?;
+        Ok(self.shown(&row, &stats))
     }
 
     pub(crate) async fn list_container_stats(
@@ -69,17 +75,18 @@ impl Inner {
     }
 
     /// Those that cannot be measured any more are left out.
-    async fn stats_of_running(&self, rows: Vec<Container>) -> Vec<ContainerStats> {
-        let running = rows.iter().filter(|row| row.state == ContainerState::ContainerRunning as i32);
-        let all = futures::future::join_all(running.map(|row| self.stats_of(row))).await;
-        all.into_iter().filter_map(Result::ok).collect()
+    async fn stats_of_running(&self, mut rows: Vec<Row<Container>>) -> Vec<ContainerStats> {
+        rows.retain(|row| row.state == ContainerState::ContainerRunning as i32);
+        let ids = rows.iter().filter_map(|row| container_id(&row.id).ok()).collect();
+        let measured: HashMap<ContainerId, Stats> = self.runtime.stats_of(ids).await.into_iter().collect();
+        let all = rows.iter().filter_map(|row| Some((row, measured.get(row.id.as_str())?)));
+        all.map(|(row, stats)| self.shown(row, stats)).collect()
     }
 
-    async fn stats_of(&self, row: &Container) -> Result<ContainerStats, Status> {
-        let stats = self.runtime.stats(&container_id(&row.id)?).await.map_err(status)?;
+    fn shown(&self, row: &Container, stats: &Stats) -> ContainerStats {
         let rate = self.rates.rate(&row.id, view::nanos(stats.at), stats.cpu_ns);
         let layers = self.config.layers_dir.to_string_lossy().into_owned();
-        Ok(container_stats(row, &stats, rate, layers))
+        container_stats(row, stats, rate, layers)
     }
 
     pub(crate) async fn sandbox_stats(&self, given: &str) -> Result<PodSandboxStats, Status> {
@@ -96,10 +103,11 @@ impl Inner {
         let rows = self.list_sandboxes(None).into_iter().filter(|row| {
             row.state == PodSandboxState::SandboxReady as i32 && filter::sandbox_stats(wanted, row)
         });
-        futures::future::join_all(rows.map(|row| self.stats_of_sandbox(row))).await
+        let all = futures::stream::iter(rows.map(|row| self.stats_of_sandbox(row)));
+        all.buffered(AT_A_TIME).collect().await
     }
 
-    async fn stats_of_sandbox(&self, row: PodSandbox) -> PodSandboxStats {
+    async fn stats_of_sandbox(&self, row: Row<PodSandbox>) -> PodSandboxStats {
         let now = view::nanos(jiff::Timestamp::now());
         let (mine, whole) = match sandbox_id(&row.id) {
             Ok(id) => (
@@ -117,10 +125,10 @@ impl Inner {
         };
         PodSandboxStats {
             attributes: Some(PodSandboxAttributes {
-                id: row.id,
-                metadata: row.metadata,
-                labels: row.labels,
-                annotations: row.annotations,
+                id: row.id.clone(),
+                metadata: row.metadata.clone(),
+                labels: row.labels.clone(),
+                annotations: row.annotations.clone(),
             }),
             linux: Some(sandbox_sum(now, containers, interfaces, &whole)),
             windows: None,

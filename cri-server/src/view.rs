@@ -1,12 +1,12 @@
 //! Sandboxes and containers as answers show them. Pure.
 
 use cri_api::v1::{
-    Container as Row, ContainerResources, ContainerState as CriState, ContainerStatus, ContainerUser,
-    ImageSpec, LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox,
+    Container as ContainerRow, ContainerResources, ContainerState as CriState, ContainerStatus,
+    ContainerUser, ImageSpec, LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox,
     PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus,
 };
 use jiff::Timestamp;
-use runtime::{Brief, Container, ContainerState, Sandbox, SandboxState};
+use runtime::{Brief, Container, ContainerState, Sandbox, SandboxBrief, SandboxState};
 
 use crate::container_spec::signal_of;
 use crate::filter::Traits;
@@ -18,19 +18,19 @@ pub fn nanos(at: Timestamp) -> i64 {
 }
 
 /// A sandbox is ready while the runtime says so and its network stands.
-pub fn sandbox_state(sandbox: &Sandbox, meta: &SandboxMeta) -> PodSandboxState {
-    match sandbox.state {
+pub fn sandbox_state(state: SandboxState, meta: &SandboxMeta) -> PodSandboxState {
+    match state {
         SandboxState::Ready if meta.connected => PodSandboxState::SandboxReady,
         SandboxState::Ready | SandboxState::NotReady => PodSandboxState::SandboxNotready,
     }
 }
 
 /// A sandbox's line in a list.
-pub fn sandbox_row(sandbox: &Sandbox, meta: &SandboxMeta) -> PodSandbox {
+pub fn sandbox_row(sandbox: SandboxBrief<'_>, meta: &SandboxMeta) -> PodSandbox {
     PodSandbox {
-        id: sandbox.id().to_string(),
+        id: sandbox.id.to_string(),
         metadata: meta.config.metadata.clone(),
-        state: sandbox_state(sandbox, meta) as i32,
+        state: sandbox_state(sandbox.state, meta) as i32,
         created_at: nanos(sandbox.created_at),
         labels: meta.config.labels.clone(),
         annotations: meta.config.annotations.clone(),
@@ -44,7 +44,7 @@ pub fn sandbox_status(sandbox: &Sandbox, meta: &SandboxMeta) -> PodSandboxStatus
     PodSandboxStatus {
         id: sandbox.id().to_string(),
         metadata: meta.config.metadata.clone(),
-        state: sandbox_state(sandbox, meta) as i32,
+        state: sandbox_state(sandbox.state, meta) as i32,
         created_at: nanos(sandbox.created_at),
         network: Some(PodSandboxNetworkStatus {
             ip: ips.next().unwrap_or_default(),
@@ -87,24 +87,24 @@ fn image_spec(meta: &ContainerMeta) -> ImageSpec {
 }
 
 /// What filters look at.
-pub fn traits<'a>(container: &'a Brief, meta: &'a ContainerMeta) -> Traits<'a> {
+pub fn traits<'a>(container: Brief<'a>, meta: &'a ContainerMeta) -> Traits<'a> {
     Traits {
         id: container.id().as_str(),
         sandbox: container.spec.sandbox.as_str(),
-        state: container_state(&container.state) as i32,
+        state: container_state(container.state) as i32,
         labels: &meta.config.labels,
     }
 }
 
 /// A container's line in a list.
-pub fn container_row(container: &Brief, meta: &ContainerMeta) -> Row {
-    Row {
+pub fn container_row(container: Brief<'_>, meta: &ContainerMeta) -> ContainerRow {
+    ContainerRow {
         id: container.id().to_string(),
         pod_sandbox_id: container.spec.sandbox.to_string(),
         metadata: meta.config.metadata.clone(),
         image: Some(image_spec(meta)),
         image_ref: meta.image_id.clone(),
-        state: container_state(&container.state) as i32,
+        state: container_state(container.state) as i32,
         created_at: nanos(container.created_at),
         labels: meta.config.labels.clone(),
         annotations: meta.config.annotations.clone(),

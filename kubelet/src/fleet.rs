@@ -199,7 +199,7 @@ fn same_option(a: &Option<Arc<Pod>>, b: &Option<Arc<Pod>>) -> bool {
 }
 
 /// A pod pieced together from what its sandbox says, enough to stop and remove it properly.
-fn orphan(sandbox: &cri::PodSandbox, containers: &[cri::Container]) -> Option<Pod> {
+fn orphan(sandbox: &cri::PodSandbox, containers: &[cri_api::Row<cri::Container>]) -> Option<Pod> {
     let label = |key: &str| sandbox.labels.get(key).cloned();
     let own = containers.iter().filter(|c| c.pod_sandbox_id == sandbox.id);
     let specs: BTreeMap<String, Container> = own

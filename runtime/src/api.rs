@@ -15,7 +15,7 @@ use crate::options::{Capabilities, CgroupDriver, Options};
 use crate::record::ContainerRecord;
 use crate::session::{AttachSession, ExecOutput, ExecSession};
 use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
-use crate::state::{Brief, Container, Event, Sandbox, Stats};
+use crate::state::{Brief, Container, Event, Sandbox, SandboxBrief, Stats};
 
 /// Handle to the one runtime of a node; cheap to clone. When the last clone is dropped the containers go on.
 #[derive(Clone, Debug)]
@@ -75,6 +75,12 @@ impl Runtime {
     pub fn sandboxes(&self) -> Vec<Sandbox> {
         let objects = self.inner.objects.lock();
         objects.sandboxes.values().map(|entry| self.inner.snapshot(&entry.record)).collect()
+    }
+
+    /// What `row` makes of all sandboxes; called as that of [`Runtime::container_rows`].
+    pub fn sandbox_rows<T>(&self, row: impl FnMut(SandboxBrief<'_>) -> Option<T>) -> Vec<T> {
+        let objects = self.inner.objects.lock();
+        objects.sandboxes.values().map(|entry| entry.record.brief()).filter_map(row).collect()
     }
 
     /// Replaces the caller's data in a sandbox's record.
@@ -165,12 +171,17 @@ impl Runtime {
         self.inner.objects.lock().containers.values().map(|entry| entry.record.snapshot()).collect()
     }
 
-    /// All containers, or those of one sandbox, as lists show them.
-    pub fn briefs(&self, sandbox: Option<&SandboxId>) -> Vec<Brief> {
+    /// What `row` makes of all containers, or of those of one sandbox. `row` is called with the runtime locked: it must
+    /// neither wait nor call the runtime.
+    pub fn container_rows<T>(
+        &self,
+        sandbox: Option<&SandboxId>,
+        row: impl FnMut(Brief<'_>) -> Option<T>,
+    ) -> Vec<T> {
         let objects = self.inner.objects.lock();
         let records = objects.containers.values().map(|entry| &entry.record);
         let wanted = records.filter(|record| sandbox.is_none_or(|id| record.spec.sandbox == *id));
-        wanted.map(ContainerRecord::brief).collect()
+        wanted.map(ContainerRecord::brief).filter_map(row).collect()
     }
 
     /// Snapshots of a sandbox's containers.
@@ -274,6 +285,16 @@ impl Runtime {
     /// `NoContainer`; `WrongState` when it has exited.
     pub async fn stats(&self, id: &ContainerId) -> Result<Stats, RuntimeError> {
         self.inner.stats(id).await
+    }
+
+    /// Measures containers; those that have exited, are gone, or cannot be measured are left out.
+    pub async fn stats_of(&self, ids: Vec<ContainerId>) -> Vec<(ContainerId, Stats)> {
+        self.inner.stats_of(ids).await
+    }
+
+    /// Bytes and inodes of all writable layers together, at most some seconds old.
+    pub async fn writable(&self) -> (u64, u64) {
+        self.inner.all_writable().await
     }
 
     /// Whether a container's processes are stopped by the cgroup's freezer, by whomever. Such a container runs,

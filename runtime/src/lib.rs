@@ -56,7 +56,8 @@ pub use options::{Capabilities, Options};
 pub use session::{AttachSession, ExecOutput, ExecSession};
 pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec};
 pub use state::{
-    Brief, Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxState, Stats,
+    Brief, Container, ContainerState, Event, Exit, ExitReason, ExitStatus, Sandbox, SandboxBrief,
+    SandboxState, Stats,
 };
 
 /// The keeper, a static program, started from memory.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RuntimeError;
 use crate::spec::{ContainerSpec, ResolvedUser, SandboxSpec};
-use crate::state::{Brief, Container, ContainerState, Sandbox, SandboxState};
+use crate::state::{Brief, Container, ContainerState, Sandbox, SandboxBrief, SandboxState};
 
 /// A sandbox on disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +40,11 @@ pub struct SandboxRecord {
 }
 
 impl SandboxRecord {
+    /// What lists show of it.
+    pub fn brief(&self) -> SandboxBrief<'_> {
+        SandboxBrief { id: &self.spec.id, state: self.state, created_at: self.created_at }
+    }
+
     /// A snapshot; `netns` is where the network namespace is pinned, if it has one.
     pub fn snapshot(&self, netns: Option<PathBuf>) -> Sandbox {
         Sandbox {
@@ -78,8 +83,8 @@ pub struct ContainerRecord {
 
 impl ContainerRecord {
     /// What lists show of it.
-    pub fn brief(&self) -> Brief {
-        Brief { spec: self.spec.clone(), state: self.state.clone(), created_at: self.created_at }
+    pub fn brief(&self) -> Brief<'_> {
+        Brief { spec: &self.spec, state: &self.state, created_at: self.created_at }
     }
 
     /// A snapshot.

@@ -82,22 +82,33 @@ impl Container {
     }
 }
 
-/// A container as lists show it: cheap to copy, for there may be thousands.
-#[derive(Debug, Clone)]
-pub struct Brief {
+/// A container as lists show it: nothing of it is copied, for there may be thousands.
+#[derive(Debug, Clone, Copy)]
+pub struct Brief<'a> {
     /// As asked for.
-    pub spec: Arc<ContainerSpec>,
+    pub spec: &'a ContainerSpec,
     /// Where in its life it is.
-    pub state: ContainerState,
+    pub state: &'a ContainerState,
     /// When it was made.
     pub created_at: Timestamp,
 }
 
-impl Brief {
+impl<'a> Brief<'a> {
     /// Its id.
-    pub fn id(&self) -> &ContainerId {
+    pub fn id(&self) -> &'a ContainerId {
         &self.spec.id
     }
+}
+
+/// A sandbox as lists show it.
+#[derive(Debug, Clone, Copy)]
+pub struct SandboxBrief<'a> {
+    /// Its id.
+    pub id: &'a SandboxId,
+    /// Ready or not.
+    pub state: SandboxState,
+    /// When it was made.
+    pub created_at: Timestamp,
 }
 
 /// Where in its life a container is.

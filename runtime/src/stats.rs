@@ -18,39 +18,62 @@ use crate::state::{ContainerState, Stats};
 
 /// How old a measurement of the writable layer may be: it walks all files.
 const USAGE_AGE: Duration = Duration::from_secs(10);
+/// Most threads that measure containers for one list.
+const MEASURING: usize = 4;
 
 impl Inner {
     /// Measures a container.
     pub async fn stats(self: &Arc<Self>, id: &ContainerId) -> Result<Stats, RuntimeError> {
-        let (record, usage) = {
-            let objects = self.objects.lock();
-            let entry =
-                objects.containers.get(id).ok_or_else(|| RuntimeError::NoContainer { id: id.clone() })?;
-            (entry.record.clone(), entry.usage)
-        };
+        let (inner, id) = (self.clone(), id.clone());
+        blocking(move || inner.measure(&id)).await
+    }
+
+    /// Measures containers. Those that cannot be measured are left out.
+    pub async fn stats_of(self: &Arc<Self>, ids: Vec<ContainerId>) -> Vec<(ContainerId, Stats)> {
+        // A thread for each of a thousand would wait for the same few processors, and keep its memory.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MEASURING);
+        let mut parts = Vec::new();
+        for part in ids.chunks(ids.len().div_ceil(threads).max(1)) {
+            let (inner, part) = (self.clone(), part.to_vec());
+            let measure = move |id: ContainerId| inner.measure(&id).ok().map(|stats| (id, stats));
+            parts.push(blocking(move || part.into_iter().filter_map(measure).collect::<Vec<_>>()));
+        }
+        futures::future::join_all(parts).await.into_iter().flatten().collect()
+    }
+
+    /// Measures a container. Blocks.
+    fn measure(&self, id: &ContainerId) -> Result<Stats, RuntimeError> {
+        let record = self.container_record(id)?;
         if matches!(record.state, ContainerState::Exited(_)) {
             let is = word(&record.state);
             return Err(RuntimeError::WrongState { id: id.clone(), is, wanted: "created or running" });
         }
-        let inner = self.clone();
-        let (stats, usage) = blocking(move || {
-            let mut stats = inner.usage_of(&record.cgroup)?;
-            let usage = match usage {
-                Some(usage) if usage.0.elapsed() < USAGE_AGE => usage,
-                _ => {
-                    let upper = inner.paths.layers.join(record.spec.id.as_str()).join("upper");
-                    let (bytes, inodes) = disk(&upper);
-                    (Instant::now(), bytes, inodes)
-                }
-            };
-            (stats.writable_bytes, stats.writable_inodes) = (usage.1, usage.2);
-            Ok::<_, RuntimeError>((stats, usage))
-        })
-        .await?;
-        if let Some(entry) = self.objects.lock().containers.get_mut(id) {
-            entry.usage = Some(usage);
-        }
+        let mut stats = self.usage_of(&record.cgroup)?;
+        (stats.writable_bytes, stats.writable_inodes) = self.writable(id);
         Ok(stats)
+    }
+
+    /// Bytes and inodes of a container's writable layer, as they were a short while ago. Blocks.
+    fn writable(&self, id: &ContainerId) -> (u64, u64) {
+        let known = self.objects.lock().containers.get(id).and_then(|entry| entry.usage);
+        if let Some((_, bytes, inodes)) = known.filter(|(at, _, _)| at.elapsed() < USAGE_AGE) {
+            return (bytes, inodes);
+        }
+        let (bytes, inodes) = disk(&self.paths.layers.join(id.as_str()).join("upper"));
+        if let Some(entry) = self.objects.lock().containers.get_mut(id) {
+            entry.usage = Some((Instant::now(), bytes, inodes));
+        }
+        (bytes, inodes)
+    }
+
+    /// Bytes and inodes of all writable layers.
+    pub async fn all_writable(self: &Arc<Self>) -> (u64, u64) {
+        let inner = self.clone();
+        blocking(move || {
+            let ids: Vec<ContainerId> = inner.objects.lock().containers.keys().cloned().collect();
+            ids.iter().map(|id| inner.writable(id)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        })
+        .await
     }
 
     /// Whether a container's processes are stopped by the freezer. Not when it has no cgroup (any more).

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use cri_api::v1::*;
-use cri_api::{Cri, GrpcClient};
+use cri_api::{Cri, GrpcClient, Row};
 use tokio::sync::Mutex;
 
 use crate::Guest;
@@ -95,7 +95,7 @@ impl Node {
     ///
     /// # Errors
     /// The runtime's words.
-    pub async fn running(&self, app: &str) -> anyhow::Result<Vec<(PodSandbox, Container)>> {
+    pub async fn running(&self, app: &str) -> anyhow::Result<Vec<(Row<PodSandbox>, Row<Container>)>> {
         let cri = self.cri().await?;
         let ready = PodSandboxStateValue { state: PodSandboxState::SandboxReady.into() };
         let filter = PodSandboxFilter {
@@ -108,7 +108,8 @@ impl Node {
         let filter = ContainerFilter { state: Some(running), ..Default::default() };
         let containers =
             cri.list_containers(ListContainersRequest { filter: Some(filter) }).await?.containers;
-        let pod = |container: &Container| pods.iter().find(|pod| pod.id == container.pod_sandbox_id).cloned();
+        let pod =
+            |container: &Row<Container>| pods.iter().find(|pod| pod.id == container.pod_sandbox_id).cloned();
         Ok(containers.into_iter().filter_map(|container| Some((pod(&container)?, container))).collect())
     }
 

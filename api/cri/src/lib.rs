@@ -12,15 +12,20 @@
 
 mod calls;
 mod client;
+mod rows;
 mod serve;
 pub mod text_bytes;
 
 pub use calls::{Cri, ItemStream, PIECE};
 pub use client::{ConnectError, GrpcClient};
+pub use rows::Row;
 pub use serve::{Adapter, MESSAGE_LIMIT, ServeError, serve, services};
 
 /// The messages and services of package `runtime.v1`. Field meanings stand in `proto/cri.proto`.
 #[allow(missing_docs, clippy::all, rustdoc::all)]
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
+    pub use crate::rows::{
+        ListContainersResponse, ListPodSandboxResponse, StreamContainersResponse, StreamPodSandboxesResponse,
+    };
 }

@@ -22,7 +22,7 @@ pub async fn observe(shared: &Shared, uid: &PodUid, ended: &mut Ended) -> Result
     let list = shared.cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: Some(filter) }).await?;
     let mut seen = Observed::default();
     for item in list.items {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: item.id, verbose: false };
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: item.id.clone(), verbose: false };
         match shared.cri.pod_sandbox_status(request).await {
             Ok(answer) => seen.sandboxes.extend(answer.status.as_ref().map(observed::sandbox)),
             Err(err) if err.code() == tonic::Code::NotFound => {} // Removed since the list.
@@ -43,7 +43,7 @@ pub async fn observe(shared: &Shared, uid: &PodUid, ended: &mut Ended) -> Result
                 let Some(status) = answer.status else { continue };
                 let container = observed::container(&status, &item.pod_sandbox_id);
                 if container.exit().is_some() {
-                    ended.0.insert(item.id, container.clone());
+                    ended.0.insert(item.id.clone(), container.clone());
                 }
                 seen.containers.push(container);
             }

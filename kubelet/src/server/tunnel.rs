@@ -136,7 +136,7 @@ async fn sandbox(state: &State, key: &PodKey) -> Result<Option<String>, tonic::S
         ..Default::default()
     };
     let list = state.shared.cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: Some(filter) }).await?;
-    Ok(list.items.into_iter().next().map(|s| s.id))
+    Ok(list.items.first().map(|s| s.id.clone()))
 }
 
 pub(super) fn no_pod(pod: &str) -> Answer {

@@ -250,7 +250,7 @@ impl Cri for Handle {
             .values()
             .map(|(s, _)| s)
             .filter(|s| fits(&s.labels, &selector))
-            .cloned()
+            .map(|s| s.clone().into())
             .collect();
         Ok(ListPodSandboxResponse { items })
     }
@@ -345,6 +345,7 @@ impl Cri for Handle {
                 ..Default::default()
             })
             .chain(inside.used.iter().map(|id| Container { image_ref: id.clone(), ..Default::default() }))
+            .map(cri_api::Row::from)
             .collect();
         Ok(ListContainersResponse { containers })
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use cri_api::v1::*;
-use cri_api::{Cri, GrpcClient};
+use cri_api::{Cri, GrpcClient, Row};
 use tests::Node;
 
 /// The image of all containers here.
@@ -109,12 +109,12 @@ pub async fn remove_pod(cri: &GrpcClient, id: &str) -> anyhow::Result<()> {
 }
 
 /// All sandboxes.
-pub async fn sandboxes(cri: &GrpcClient) -> anyhow::Result<Vec<PodSandbox>> {
+pub async fn sandboxes(cri: &GrpcClient) -> anyhow::Result<Vec<Row<PodSandbox>>> {
     Ok(cri.list_pod_sandbox(ListPodSandboxRequest::default()).await.context("ListPodSandbox")?.items)
 }
 
 /// All containers.
-pub async fn containers(cri: &GrpcClient) -> anyhow::Result<Vec<Container>> {
+pub async fn containers(cri: &GrpcClient) -> anyhow::Result<Vec<Row<Container>>> {
     Ok(cri.list_containers(ListContainersRequest::default()).await.context("ListContainers")?.containers)
 }
 

@@ -87,7 +87,7 @@ async fn who_asks_again_gets_the_first_result() -> anyhow::Result<()> {
     let first = eventually("the pod to be made", || async {
         let mut listed = sandboxes(&cri).await?;
         listed.retain(|row| row.id != second);
-        Ok(listed.pop().context("not yet")?.id)
+        Ok(listed.pop().context("not yet")?.id.clone())
     })
     .await?;
     ensure!(run_pod(&cri, &config).await? == first, "another pod");
@@ -100,7 +100,7 @@ async fn who_asks_again_gets_the_first_result() -> anyhow::Result<()> {
     let made = eventually("the container to be made", || async {
         let mut listed = containers(&cri).await?;
         listed.retain(|row| row.pod_sandbox_id == first);
-        Ok(listed.pop().context("not yet")?.id)
+        Ok(listed.pop().context("not yet")?.id.clone())
     })
     .await?;
     ensure!(create(&cri, &first, &config).await? == made, "another container");

@@ -318,7 +318,7 @@ impl World {
         self.host.check()?;
         let pods = self.cri.list_pod_sandbox(ListPodSandboxRequest::default()).await?.items;
         for pod in pods {
-            self.cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod.id }).await?;
+            self.cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() }).await?;
         }
         self.host.check()?;
         self.node.end().await

@@ -133,7 +133,7 @@ async fn a_reboot_leaves_images_and_no_pods(lab: &Lab) -> anyhow::Result<()> {
     let containers = cri.list_containers(ListContainersRequest::default()).await?.containers;
     ensure!(containers.iter().all(|c| c.state != ContainerState::ContainerRunning as i32), "{containers:?}");
     for pod in pods {
-        cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod.id }).await?;
+        cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() }).await?;
     }
     let images = cri.list_images(ListImagesRequest::default()).await?.images;
     ensure!(images.len() == 1, "{images:?}");

@@ -37,7 +37,7 @@ async fn a_pod_has_users_of_its_own(lab: &Lab) -> anyhow::Result<()> {
         node.running("mapped").await?.into_iter().next().context("no container runs")
     })
     .await?;
-    let container = Container { node: &node, id: found.id };
+    let container = Container { node: &node, id: found.id.clone() };
 
     let map = container.exec("cat /proc/self/uid_map").await?;
     let numbers: Vec<u32> = map.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>()?;

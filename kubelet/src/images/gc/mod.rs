@@ -130,9 +130,9 @@ pub(crate) async fn sweep(shared: &Shared, disk: Disk) -> Result<u64, GcError> {
 /// What containers name, running or not: ids and names of images.
 async fn in_use(shared: &Shared) -> Result<BTreeSet<String>, tonic::Status> {
     let all = shared.cri.list_containers(cri::ListContainersRequest { filter: None }).await?;
-    let names = all.containers.into_iter().flat_map(|c| {
-        let asked = c.image.map(|image| image.image).unwrap_or_default();
-        [c.image_ref, c.image_id, asked]
+    let names = all.containers.iter().flat_map(|c| {
+        let asked = c.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+        [c.image_ref.clone(), c.image_id.clone(), asked]
     });
     Ok(names.filter(|name| !name.is_empty()).collect())
 }
