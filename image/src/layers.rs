@@ -261,7 +261,7 @@ impl Store {
         }
         let token = CancellationToken::new();
         let (sender, phase) = watch::channel(Phase::Running(LayerProgress::Waiting));
-        let claim = Claim::new(errand.priority, errand.pull);
+        let claim = Claim::sized(errand.priority, errand.pull, layer.size);
         let moved = Arc::new(AtomicU64::new(0));
         let flight = Arc::new(Flight {
             phase,

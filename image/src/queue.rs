@@ -2,8 +2,11 @@
 //!
 //! Guarantees: a claim of a higher priority goes first, but after [`PATIENCE`] such grants in a row one that
 //! waits behind them is let in, so nothing waits for ever; of equal claims, the group with the fewest slots
-//! goes first, then the oldest; a claim that is given up keeps no slot.
+//! goes first, then the one that waits longest; a claim that is given up keeps no slot.
+//!
+//! Within a group the largest goes first: the last large one would else go on alone when all others are done.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -35,12 +38,19 @@ impl Priority {
 pub(crate) struct Claim {
     priority: AtomicU8,
     group: AtomicU64,
+    /// Bytes, to compare with others of the group.
+    size: u64,
 }
 
 impl Claim {
     /// A claim of a group: all layers of one pull are one group.
     pub(crate) fn new(priority: Priority, group: u64) -> Arc<Claim> {
-        Arc::new(Claim { priority: AtomicU8::new(priority as u8), group: AtomicU64::new(group) })
+        Claim::sized(priority, group, 0)
+    }
+
+    /// A claim for work on so many bytes.
+    pub(crate) fn sized(priority: Priority, group: u64, size: u64) -> Arc<Claim> {
+        Arc::new(Claim { priority: AtomicU8::new(priority as u8), group: AtomicU64::new(group), size })
     }
 
     pub(crate) fn priority(&self) -> Priority {
@@ -185,10 +195,10 @@ impl State {
         let highest = fits().map(|(_, w)| w.claim.priority()).max()?;
         let lowest = fits().map(|(_, w)| w.claim.priority()).min()?;
         let wanted = if self.passed >= PATIENCE { lowest } else { highest };
-        fits()
-            .filter(|(_, w)| w.claim.priority() == wanted)
-            .min_by_key(|(_, w)| (held(w), w.ticket))
-            .map(|(at, _)| at)
+        let urgent = || fits().filter(|(_, w)| w.claim.priority() == wanted);
+        let group = urgent().min_by_key(|(_, w)| (held(w), w.ticket)).map(|(_, w)| w.claim.group())?;
+        let of_it = urgent().filter(|(_, w)| w.claim.group() == group);
+        of_it.min_by_key(|(_, w)| (Reverse(w.claim.size), w.ticket)).map(|(at, _)| at)
     }
 }
 
@@ -261,6 +271,23 @@ mod tests {
         assert!(let_in(&mut waits).is_empty());
         slots.pop();
         assert_eq!(let_in(&mut waits).iter().map(|s| s.0).collect::<Vec<_>>(), ["small"]);
+    }
+
+    #[test]
+    fn the_largest_of_a_group_goes_first_and_no_other_group_waits_for_it() {
+        let queue = Queue::new(1, 1);
+        let busy = let_in(&mut vec![ask(&queue, "first", Claim::new(Priority::Pod, 0))]);
+        let layer = |name, group, size| ask(&queue, name, Claim::sized(Priority::Pod, group, size));
+        let mut waits = vec![
+            layer("a-small", 1, 1),
+            layer("a-large", 1, 9),
+            layer("b-larger", 2, 100),
+            layer("a-also-large", 1, 9),
+            layer("b-small", 2, 2),
+        ];
+        assert!(let_in(&mut waits).is_empty());
+        drop(busy);
+        assert_eq!(order(&queue, waits), "a-large a-also-large a-small b-larger b-small");
     }
 
     #[test]

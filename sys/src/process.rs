@@ -261,11 +261,11 @@ pub fn exec_fd(program: impl AsFd, args: &Strings, env: &Strings) -> Errno {
     crate::last_errno()
 }
 
-/// Restores default signal dispositions and an empty signal mask in a child that will exec.
-/// Uses system calls only.
+/// Restores default signal dispositions and an empty signal mask, in a child that will exec or in a program whose
+/// children will. Uses system calls only.
 pub fn reset_signals() {
     // SAFETY: an all-zero sigaction is SIG_DFL without flags; only dispositions of this process
-    // change, and it is about to exec.
+    // change, and what it does by default needs nothing of this program.
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
         for signal in 1..=64 {

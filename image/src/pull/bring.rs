@@ -1,5 +1,6 @@
 //! Brings in what a manifest lists: all of it at the same time, as far as the queue lets us.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
@@ -33,7 +34,7 @@ impl Pull<'_> {
     pub(super) async fn bring_all(
         &self,
         session: &Session,
-        wanted: Vec<(Descriptor, Content)>,
+        mut wanted: Vec<(Descriptor, Content)>,
         manifest: Digest,
     ) -> Result<Vec<Landed>, PullError> {
         let bytes = wanted.iter().map(|(d, _)| d.size).sum();
@@ -42,6 +43,8 @@ impl Pull<'_> {
             layers: wanted.iter().map(|(d, _)| (d.digest.clone(), d.size)).collect(),
             bytes,
         });
+        // The first ones find free slots, the others wait for their turn in the queue.
+        wanted.sort_by_key(|(descriptor, _)| Reverse(descriptor.size));
         let flown = Flown::default();
         // Dropping the set, as an error or a lost caller does, ends all of it.
         let mut running = JoinSet::new();

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sys::Errno;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -142,7 +143,7 @@ impl Keeper {
     ) -> Result<(Keeper, Hello, mpsc::UnboundedReceiver<Event>), ClientError> {
         let socket = sys::socket::connect(path)
             .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
-        let socket = async_fd(socket).map_err(ClientError::Register)?;
+        let socket = async_fd(socket, Interest::READABLE).map_err(ClientError::Register)?;
         let shared =
             Arc::new(Shared { socket, next: AtomicU64::new(1), waiting: Mutex::new(Some(HashMap::new())) });
         let (events_in, events) = mpsc::unbounded_channel();
@@ -383,15 +384,21 @@ impl Keeper {
 
     async fn send(&self, packet: &Packet, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         loop {
-            let mut ready = self.shared.socket.writable().await.map_err(ClientError::Register)?;
             match packet.send(self.shared.socket.get_ref(), fds) {
-                Err(WireError::Send(Errno::AGAIN)) => ready.clear_ready(),
+                Err(WireError::Send(Errno::AGAIN)) => self.room().await.map_err(ClientError::Register)?,
                 Err(WireError::Send(Errno::PIPE | Errno::CONNRESET)) => {
                     return Err(ClientError::Disconnected);
                 }
                 other => return Ok(other?),
             }
         }
+    }
+
+    /// Waits until the socket takes more. Nobody else asks for that: it would wake a thread whenever the keeper has
+    /// taken a message.
+    async fn room(&self) -> std::io::Result<()> {
+        let socket = async_fd(self.shared.socket.get_ref().try_clone()?, Interest::WRITABLE)?;
+        socket.writable().await.map(drop)
     }
 }
 
@@ -428,17 +435,17 @@ async fn read_all(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
     *shared.waiting() = None;
 }
 
-/// Registers an owned, non-blocking descriptor with the async runtime.
+/// Registers an owned, non-blocking descriptor with the async runtime, for what is of interest.
 ///
 /// # Errors
 /// Those of epoll_ctl(2); `EPERM` for regular files.
 ///
 /// # Panics
 /// Outside of a tokio runtime.
-pub fn async_fd(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+pub fn async_fd(fd: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` keeps its descriptor open, and the same, until it is dropped, which
     // `AsyncFd` does after deregistering it.
-    unsafe { AsyncFd::register(fd) }.map_err(std::io::Error::from)
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(std::io::Error::from)
 }
 
 /// Starts a keeper from its binary, detached from the caller: in a session of its own, with
@@ -477,4 +484,59 @@ pub fn spawn_in(
         cgroup,
         detached: true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    /// Answers all requests until there were `calls` of them besides those with the number 0.
+    fn answer(socket: &OwnedFd, calls: usize) {
+        let wait = |flags| poll(&mut [PollFd::new(socket, flags)], None).unwrap();
+        let (mut buffer, mut left) = (vec![0; wire::BUFFER], calls);
+        while left > 0 {
+            wait(PollFlags::IN);
+            let (request, _) = wire::receive::<Request>(socket, &mut buffer).unwrap().unwrap();
+            let reply = ToDaemon::Reply { number: request.number, result: Ok(Answer::Done) };
+            let packet = Packet::new(&reply).unwrap();
+            while matches!(packet.send(socket, &[]), Err(WireError::Send(Errno::AGAIN))) {
+                wait(PollFlags::OUT);
+            }
+            left -= usize::from(request.number != 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_wait_for_room_and_none_is_lost() {
+        let (ours, theirs) = sys::socket::pair().unwrap();
+        let full = || {
+            let packet = Packet::new(&Request { number: 0, op: Op::State }).unwrap();
+            packet.send(&ours, &[]).is_err_and(|error| matches!(error, WireError::Send(Errno::AGAIN)))
+        };
+        while !full() {}
+        let shared = Arc::new(Shared {
+            socket: async_fd(ours, Interest::READABLE).unwrap(),
+            next: AtomicU64::new(1),
+            waiting: Mutex::new(Some(HashMap::new())),
+        });
+        let (events, _) = mpsc::unbounded_channel();
+        let reader = tokio::spawn(read_all(Arc::clone(&shared), events));
+        let keeper = Keeper { shared, _reader: Arc::new(AbortOnDrop(reader)) };
+        let calls: Vec<_> = (0..300)
+            .map(|number| {
+                let keeper = keeper.clone();
+                tokio::spawn(async move { keeper.forget(&number.to_string()).await })
+            })
+            .collect();
+        // On this one thread, each of them has found the socket full by then.
+        tokio::task::yield_now().await;
+        let count = calls.len();
+        let peer = tokio::task::spawn_blocking(move || answer(&theirs, count));
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+        peer.await.unwrap();
+    }
 }

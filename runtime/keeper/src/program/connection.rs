@@ -17,13 +17,15 @@ pub struct Connection {
     pub serial: u32,
     /// Whether it has said hello, so that events may be sent.
     pub greeted: bool,
+    /// Whether the epoll set tells when the socket takes more.
+    pub watched_for_room: bool,
     queue: VecDeque<(Packet, Vec<OwnedFd>)>,
 }
 
 impl Connection {
     /// For an accepted socket.
     pub fn new(socket: OwnedFd, serial: u32, greeted: bool) -> Connection {
-        Connection { socket, serial, greeted, queue: VecDeque::new() }
+        Connection { socket, serial, greeted, watched_for_room: false, queue: VecDeque::new() }
     }
 
     /// Sends a message, or queues it while the socket is full. Returns whether the connection

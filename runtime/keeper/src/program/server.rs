@@ -275,12 +275,16 @@ impl Server {
     }
 
     fn after_send(&mut self, stands: bool) {
-        let Some(daemon) = &self.daemon else { return };
-        let flags = if daemon.is_waiting() { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+        let Some(daemon) = &mut self.daemon else { return };
+        let waits = daemon.is_waiting();
+        let flags = if waits { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
         let data = EventData::new_u64(Source::Daemon.token());
-        if !stands || epoll::modify(&self.epoll, &daemon.socket, data, flags).is_err() {
+        let watched = || epoll::modify(&self.epoll, &daemon.socket, data, flags).is_ok();
+        if !stands || (waits != daemon.watched_for_room && !watched()) {
             self.daemon = None;
+            return;
         }
+        daemon.watched_for_room = waits;
     }
 
     /// Tells the daemon, if one listens. If not, the state tells it later.
@@ -368,14 +372,15 @@ impl Server {
             Err(_) => (ExitHow::Unknown, false),
         };
         if let Some(exec) = self.execs.remove(&key) {
+            let oom_killed = how == ExitHow::Signal(libc::SIGKILL)
+                && self.find(&exec.container).is_some_and(|(_, container)| container.oom_killed());
+            let exit = Exit { how, oom_killed, at: now() };
+            // First of all: somebody waits for it.
+            self.tell(Event::ExecExited { container: exec.container, id: exec.id, exit });
             match held {
                 true => self.leave(exec.pidfd, None),
                 false => self.unwatch(exec.pidfd),
             }
-            let oom_killed = self.find(&exec.container).is_some_and(|(_, container)| container.oom_killed())
-                && how == ExitHow::Signal(libc::SIGKILL);
-            let exit = Exit { how, oom_killed, at: now() };
-            self.tell(Event::ExecExited { container: exec.container, id: exec.id, exit });
         }
     }
 

@@ -86,6 +86,8 @@ pub fn run(control: RawFd) -> std::result::Result<(), ProgramError> {
     // SAFETY: the keeper gave this program the number, and nothing else here has used it yet.
     let control = step("take the orders' socket", unsafe { sys::process::inherited(control) })?;
     let proc = step("mount a private procfs", Procfs::open())?;
+    // Each process that it makes has this of it, and need not do it again.
+    sys::process::reset_signals();
     loop {
         match rustix::event::poll(&mut [PollFd::new(&control, PollFlags::IN)], None) {
             Ok(_) | Err(Errno::INTR) => {}

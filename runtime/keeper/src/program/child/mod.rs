@@ -147,7 +147,10 @@ impl Job<'_> {
     }
 
     fn prepare(&self) -> Result<identity::Restrictions, Trouble> {
-        sys::process::reset_signals();
+        if self.entry.is_none() {
+            // The usher did it for its children.
+            sys::process::reset_signals();
+        }
         // With the node's quota, not that of a pod's users.
         sys::keyring::own_session().at(Stage::Keyring, Op::Keyctl)?;
         rustix::process::umask(rustix::fs::Mode::empty());
@@ -156,7 +159,10 @@ impl Job<'_> {
                 self.set_oom_score(plan.oom_score_adj)?;
                 let procfs = self.find_procfs(plan)?;
                 self.leave_the_nodes(plan)?;
-                rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
+                if self.entry.is_none() {
+                    // Else the one that goes in does.
+                    rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
+                }
                 self.enter_namespaces(plan)?;
                 let mut early = root::Early::make(plan, procfs)?;
                 let root = root::enter(self, plan)?;
@@ -168,7 +174,6 @@ impl Job<'_> {
                 self.become_user(root.as_fd())
             }
             Task::Exec { plan, target } => {
-                rustix::process::setsid().at(Stage::Session, Op::Setsid)?;
                 self.set_oom_score(plan.oom_score_adj)?;
                 use sys::process::ns;
                 // The pid namespace is that of children only: see `go_inside`.
