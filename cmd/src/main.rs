@@ -10,6 +10,7 @@ mod flags;
 mod image_cli;
 mod image_config;
 mod log;
+mod memory;
 mod node;
 mod paths;
 mod resource_config;

@@ -8,11 +8,13 @@ use cri_server::CriServer;
 use image::Store;
 use network::PodNetwork;
 use runtime::Runtime;
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::NodeConfig;
+use crate::memory;
 
 /// A node's lower half, ready to serve.
 pub struct Node {
@@ -22,6 +24,7 @@ pub struct Node {
     images: Store,
     listener: tokio::net::UnixListener,
     admin: tokio::net::UnixListener,
+    events: broadcast::Receiver<runtime::Event>,
 }
 
 /// The runtime's settings for this node.
@@ -85,10 +88,11 @@ impl Node {
         if let Some(directories) = &config.cdi_spec_dirs {
             server.cdi_directories = directories.clone();
         }
+        let events = runtime.subscribe();
         let cri = CriServer::new(runtime, images.clone(), network.clone(), server).await?;
         let listener = listen(&config.cri_socket)?;
         let admin = listen(&config.paths.admin_socket())?;
-        Ok(Node { cri: Arc::new(cri), network, images, listener, admin })
+        Ok(Node { cri: Arc::new(cri), network, images, listener, admin, events })
     }
 
     /// Serves the CRI and the admin socket until `shutdown`. Containers go on.
@@ -97,6 +101,8 @@ impl Node {
     /// A socket that fails.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         info!(socket = ?self.listener.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.to_owned())), "serve the CRI");
+        let tidy = memory::tidy(self.events, sys::memory::give_back);
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(tidy));
         let cri = cri_api::serve(self.cri, self.listener, shutdown.clone().cancelled_owned());
         let admin = admin::serve(self.admin, self.images, shutdown);
         let (cri, ()) = tokio::join!(cri, admin);

@@ -18,6 +18,7 @@ pub mod features;
 pub mod fs;
 pub mod keyring;
 pub mod memfd;
+pub mod memory;
 pub mod mount;
 pub mod mountinfo;
 pub mod namespace;

@@ -119,6 +119,8 @@ impl Pull<'_> {
 
     pub(super) async fn commit(&self, new: NewImage) -> Result<Image, PullError> {
         self.progress.send(crate::progress::Event::Committing);
+        // What the unpacking took is free by now. Nobody waits for it.
+        drop(tokio::task::spawn_blocking(sys::memory::give_back));
         self.store
             .commit(new)
             .await
