@@ -60,5 +60,5 @@ pub use state::{
     SandboxState, Stats,
 };
 
-/// The keeper, a static program, started from memory.
-pub const KEEPER_BINARY: &[u8] = include_bytes!(env!("KEEPER_BINARY"));
+/// The keeper, a static program, started from memory. Not a constant: each use of one would have a copy of its own.
+pub static KEEPER_BINARY: &[u8] = include_bytes!(env!("KEEPER_BINARY"));
