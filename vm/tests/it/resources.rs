@@ -55,7 +55,7 @@ async fn a_node_limits_and_protects_its_pods(lab: &Lab) -> anyhow::Result<()> {
             node.running(app).await?.into_iter().next().context("no container runs")
         })
         .await?;
-        anyhow::Ok(Container { node: &node, id: found.id })
+        anyhow::Ok(Container { node: &node, id: found.id.clone() })
     };
     let above = |path: &str| path.rsplit_once('/').map(|(above, _)| above.to_owned()).unwrap_or_default();
     // All at once: each command of a guest takes its time.
