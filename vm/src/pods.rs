@@ -73,6 +73,18 @@ impl<'a> Pod<'a> {
         node: &'a Node,
         change: impl FnOnce(&mut PodSandboxConfig),
     ) -> anyhow::Result<Pod<'a>> {
+        Pod::start_by(node, "", change).await
+    }
+
+    /// The same by another runtime handler.
+    ///
+    /// # Errors
+    /// The runtime's words.
+    pub async fn start_by(
+        node: &'a Node,
+        handler: &str,
+        change: impl FnOnce(&mut PodSandboxConfig),
+    ) -> anyhow::Result<Pod<'a>> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("pod-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let options = NamespaceOption {
@@ -101,7 +113,7 @@ impl<'a> Pod<'a> {
             ..Default::default()
         };
         change(&mut config);
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let id = node.cri().await?.run_pod_sandbox(request).await.context("RunPodSandbox")?.pod_sandbox_id;
         Ok(Pod { node, id, config })
     }

@@ -12,6 +12,7 @@ vm::cases![
     pods_are_slices_and_containers_are_scopes,
     who_was_killed_for_memory_is_known,
     a_daemon_that_restarts_finds_its_scopes,
+    other_runtimes_run_in_scopes,
     without_systemd_its_driver_is_refused,
 ];
 
@@ -186,6 +187,31 @@ async fn a_daemon_that_restarts_finds_its_scopes(lab: &Lab) -> anyhow::Result<()
     node.cri().await?.start_container(request).await?;
     ensure!(created.cgroup().await?.ends_with(&format!("/orlop-{}.scope/container", created.id)));
     pod.remove().await?;
+    node.stop().await
+}
+
+/// Containers that crun and runc make are in the scopes that Orlop asked for, and go with them.
+async fn other_runtimes_run_in_scopes(lab: &Lab) -> anyhow::Result<()> {
+    let runtimes = "runtimes: {crun: {runtimePath: /usr/bin/crun}, runc: {runtimePath: /usr/sbin/runc}}\n";
+    let config = format!("{CONFIG}{runtimes}");
+    let node = Node::start_as(&lab.systemd().await?, "/nodes/sysd", "cri", &config).await?;
+    for handler in ["crun", "runc"] {
+        let pod = Pod::start_by(&node, handler, in_slice).await?;
+        let container = pod.container(Wanted::limited("sleep 1000", limits::memory(32, 32))).await?;
+        let cgroup = container.cgroup().await?;
+        let want = format!("/sys/fs/cgroup{PATH}/orlop-{}.scope/container", container.id);
+        ensure!(cgroup == want, "{handler}: {cgroup}");
+        let limit = node.guest.ok(&format!("cat {cgroup}/memory.max")).await?;
+        ensure!(limit == (32 << 20).to_string(), "{handler}: {limit}");
+        ensure!(container.exec("echo here").await? == "here");
+        let greedy = limits::as_a_whole(limits::memory(16, 16));
+        let greedy = pod.container(Wanted::limited("tail /dev/zero", greedy)).await?;
+        let status = greedy.ended(std::time::Duration::from_secs(60)).await?;
+        ensure!(status.reason == "OOMKilled", "{handler}: {status:?}");
+        pod.remove().await?;
+        let left = node.guest.run(&format!("ls -d /sys/fs/cgroup{PATH}")).await?;
+        ensure!(left.code != 0, "{handler}: left {}", left.stdout);
+    }
     node.stop().await
 }
 
