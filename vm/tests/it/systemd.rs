@@ -186,6 +186,14 @@ async fn a_daemon_that_restarts_finds_its_scopes(lab: &Lab) -> anyhow::Result<()
     let request = StartContainerRequest { container_id: created.id.clone() };
     node.cri().await?.start_container(request).await?;
     ensure!(created.cgroup().await?.ends_with(&format!("/orlop-{}.scope/container", created.id)));
+    // CRIU finds all of it there, and thaws it again.
+    let request = CheckpointContainerRequest {
+        container_id: created.id.clone(),
+        location: format!("{}/checkpoint.tar", node.root),
+        timeout: 120,
+    };
+    node.cri().await?.checkpoint_container(request).await?;
+    ensure!(created.exec("echo here").await? == "here");
     pod.remove().await?;
     node.stop().await
 }
