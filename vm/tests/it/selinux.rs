@@ -208,7 +208,7 @@ async fn from_a_manifest(guest: &Arc<Guest>) -> anyhow::Result<()> {
         })
         .await
     };
-    let container = Container { node: &node, id: running("labelled").await?.1.id };
+    let container = Container { node: &node, id: running("labelled").await?.1.id.clone() };
     ensure!(level(&container).await? == "s0:c7,c8");
     ensure!(container.exec("cat /c/key; echo; echo x > /v/new; cat /v/new").await? == "value\nx");
     let pid = container.pid().await?;
@@ -216,7 +216,7 @@ async fn from_a_manifest(guest: &Arc<Guest>) -> anyhow::Result<()> {
     let files = format!("cd /proc/{pid}/root && stat -c %C v v/new c/key i i/bin | uniq");
     let files = guest.ok(&files).await?;
     ensure!(files == "system_u:object_r:container_file_t:s0:c7,c8", "{files}");
-    let open = Container { node: &node, id: running("privileged").await?.1.id };
+    let open = Container { node: &node, id: running("privileged").await?.1.id.clone() };
     let context = open.exec(CURRENT).await?;
     ensure!(context.starts_with("system_u:system_r:host_t:"), "{context}");
     node.stop().await
