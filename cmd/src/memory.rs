@@ -7,7 +7,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 /// Removals come in bursts: so long after the first one, memory is given back for all of them.
-const BURST: Duration = Duration::from_secs(2);
+const BURST: Duration = Duration::from_millis(500);
 
 /// Calls `give_back`, which may block, a while after sandboxes or containers are removed. Ends with the runtime.
 pub async fn tidy(mut events: Receiver<Event>, give_back: impl Fn() + Clone + Send + 'static) {
