@@ -37,7 +37,7 @@ type Properties<'a> = Vec<(&'a str, Value<'a>)>;
 pub struct Systemd {
     handle: Handle,
     /// Made anew when it broke: the bus may be restarted.
-    connection: tokio::sync::Mutex<Option<Connection>>,
+    connection: Mutex<Option<Connection>>,
     /// What placeholders run.
     program: OwnedFd,
     /// Those that this process started, by the scopes' names.
@@ -82,7 +82,7 @@ impl Systemd {
         }
         let systemd = Systemd {
             handle: Handle::try_current().map_err(IoError::other)?,
-            connection: tokio::sync::Mutex::default(),
+            connection: Mutex::default(),
             program: sys::memfd::sealed(c"placeholder", crate::KEEPER_BINARY)?,
             placeholders: Mutex::default(),
         };
@@ -166,6 +166,18 @@ impl Systemd {
         })
     }
 
+    /// The connection that there is, or a new one. Of two that are made at once, the later stays.
+    async fn connection(&self, fresh: bool) -> zbus::Result<Connection> {
+        let known = self.connection.lock().clone();
+        if let Some(known) = known.filter(|_| !fresh) {
+            return Ok(known);
+        }
+        let made = Connection::system().await?;
+        ManagerProxy::new(&made).await?.subscribe().await?;
+        *self.connection.lock() = Some(made.clone());
+        Ok(made)
+    }
+
     /// Makes calls, on a new connection if the old one broke.
     fn block<T, F: Future<Output = zbus::Result<T>>>(
         &self,
@@ -174,21 +186,8 @@ impl Systemd {
     ) -> std::io::Result<T> {
         let told = |error: zbus::Error| IoError::other(format!("{step}: {error}"));
         let work = async {
-            let mut place = self.connection.lock().await;
             for fresh in [false, true] {
-                let connection = match place.as_ref().filter(|_| !fresh) {
-                    Some(connection) => connection.clone(),
-                    None => {
-                        let connection = Connection::system().await.map_err(told)?;
-                        ManagerProxy::new(&connection)
-                            .await
-                            .map_err(told)?
-                            .subscribe()
-                            .await
-                            .map_err(told)?;
-                        place.insert(connection).clone()
-                    }
-                };
+                let connection = self.connection(fresh).await.map_err(told)?;
                 match calls(connection).await {
                     Err(zbus::Error::InputOutput(_)) if !fresh => {}
                     outcome => return outcome.map_err(told),
